@@ -1,0 +1,293 @@
+"""A potential: core network + energy terms -> energy, forces and stress of a batch of systems.
+
+The only place where a derivative with respect to positions or strain is taken.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from nnpcalc.batch import AtomsBatch
+from nnpcalc.neighbors import NeighborList, neighbor_list
+from nnpcalc.neighbors import pair_vectors
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a potential says of a batch.
+
+    Attributes:
+        energy: energy of each system [B], eV, float64.
+        energies: energy of each atom [N], eV, float64.
+        forces: [N, 3], eV/Å, or None if not asked for.
+        stress: (dE/d strain) / volume [B, 3, 3], eV/Å^3, or None if not asked for; NaN for a
+            system whose cell has no volume.
+        charges: the core's partial charges [N], e, or None if it has none.
+    """
+
+    energy: Tensor
+    energies: Tensor
+    forces: Optional[Tensor] = None
+    stress: Optional[Tensor] = None
+    charges: Optional[Tensor] = None
+
+
+class Potential(nn.Module):
+    """A core network and the energy terms added to it.
+
+    ``E = sum_i (scale * core_i + sum_terms term_i)``; the sum runs in float64, everything before
+    it in the dtype of the model.
+
+    Args:
+        core: one of `nnpcalc.models.ARCHITECTURES`, built.
+        terms: modules of `nnpcalc.terms`.
+        scale: eV per unit of the core's output.
+    """
+
+    def __init__(self, core: nn.Module, terms: Tuple[nn.Module, ...] = (), scale: float = 1.0):
+        super().__init__()
+        self.core = core
+        self.terms = nn.ModuleList(list(terms))
+        self.scale = float(scale)
+        self.cutoff: float = float(core.cutoff)
+
+    @torch.jit.unused
+    @property
+    def elements(self) -> Tuple[int, ...]:
+        """Atomic numbers the core network knows."""
+        return tuple(self.core.elements)  # type: ignore[arg-type]
+
+    @torch.jit.unused
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the parameters."""
+        return next(self.parameters()).dtype
+
+    @torch.jit.unused
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.parameters()).device
+
+    def atom_energies(
+        self,
+        numbers: Tensor,
+        vectors: Tensor,
+        system: Tensor,
+        pairs: Tensor,
+        charge: Tensor,
+        multiplicity: Tensor,
+        partial_charges: Optional[Tensor],
+    ) -> Dict[str, Tensor]:
+        """Energies of the atoms [N] in eV, float64, and whatever else the core returns."""
+        dtype = vectors.dtype
+        distances = torch.sqrt((vectors * vectors).sum(-1))
+        total_charge = charge.to(dtype)
+        output = self.core(
+            numbers,
+            pairs,
+            vectors,
+            distances,
+            system,
+            total_charge,
+            multiplicity.to(dtype),
+            partial_charges,
+        )
+        energies = output["energies"].to(torch.float64) * self.scale
+        for term in self.terms:
+            energies = energies + term(numbers, pairs, vectors, distances, system, total_charge)
+        output["energies"] = energies
+        return output
+
+    def forward(
+        self,
+        numbers: Tensor,
+        positions: Tensor,
+        cell: Tensor,
+        system: Tensor,
+        pairs: Tensor,
+        shifts: Tensor,
+        charge: Tensor,
+        multiplicity: Tensor,
+        partial_charges: Optional[Tensor] = None,
+        compute_forces: bool = True,
+        compute_stress: bool = True,
+        create_graph: bool = False,
+    ) -> Dict[str, Tensor]:
+        """Energies and derivatives of a batch; the exported TorchScript file has this signature.
+
+        Args:
+            numbers: atomic numbers [N], int64.
+            positions: [N, 3], Å, in the dtype of the model.
+            cell: row vectors of each system's cell [B, 3, 3], Å; zeros where there is none.
+            system: index of each atom's system [N], int64, ascending.
+            pairs: receiver i and sender j of each pair [2, P], int64: all (i, j) and (j, i)
+                with |r_j - r_i + shift @ cell| < cutoff.
+            shifts: whole cell vectors added to r_j - r_i [P, 3], int64.
+            charge: total charge of each system [B], int64, e.
+            multiplicity: 2S + 1 of each system [B], int64.
+            partial_charges: given charges [N], e, for models that use them.
+            compute_forces: also return forces.
+            compute_stress: also return stress.
+            create_graph: keep the graph of the derivatives (training, second derivatives).
+
+        Returns:
+            energy [B] and energies [N] (eV, float64); forces [N, 3] (eV/Å); stress [B, 3, 3]
+            (eV/Å^3; NaN for a cell without volume); charges [N] (e) where the model has them.
+        """
+        if compute_forces or compute_stress:
+            assert torch.is_grad_enabled(), (
+                "forces and stress are derivatives: call the model outside torch.no_grad()"
+            )
+        keep_graph = create_graph or positions.requires_grad
+        if compute_forces and not positions.requires_grad:
+            positions = positions.detach().requires_grad_(True)
+        vectors = pair_vectors(positions, cell, system, pairs, shifts)
+        strain = torch.zeros_like(cell)
+        if compute_stress:
+            strain = strain.requires_grad_(True)
+            pair_strain = strain.index_select(0, system.index_select(0, pairs[0]))
+            vectors = vectors + torch.matmul(vectors.unsqueeze(1), pair_strain).squeeze(1)
+        output = self.atom_energies(
+            numbers, vectors, system, pairs, charge, multiplicity, partial_charges
+        )
+        energies = output["energies"]
+        energy = torch.zeros(cell.shape[0], dtype=torch.float64, device=cell.device).index_add(
+            0, system, energies
+        )
+        results = {"energy": energy, "energies": energies}
+        if "charges" in output:
+            results["charges"] = output["charges"]
+        wanted: List[Tensor] = []
+        if compute_forces:
+            wanted.append(positions)
+        if compute_stress:
+            wanted.append(strain)
+        if len(wanted) > 0:
+            gradients = _gradients(energy.sum(), wanted, keep_graph)
+            if compute_forces:
+                results["forces"] = -gradients[0]
+            if compute_stress:
+                virial = gradients[-1]
+                virial = 0.5 * (virial + virial.transpose(1, 2))
+                volume = torch.linalg.det(cell).abs()[:, None, None]
+                undefined = torch.full_like(virial, float("nan"))
+                results["stress"] = torch.where(volume > 0.0, virial / volume, undefined)
+        if not keep_graph:
+            results = {key: value.detach() for key, value in results.items()}
+        return results
+
+    @torch.jit.unused
+    def evaluate(
+        self,
+        batch: AtomsBatch,
+        neighbors: Optional[NeighborList] = None,
+        *,
+        forces: bool = True,
+        stress: bool = False,
+    ) -> Results:
+        """Evaluate a batch, which must have the dtype and device of the model.
+
+        Args:
+            batch: the systems.
+            neighbors: their pairs within the cutoff; found here if not given.
+            forces: compute forces.
+            stress: compute the stress.
+
+        Raises:
+            ValueError: the batch has another dtype or device, or lacks what the model needs.
+        """
+        check_inputs(self, batch)
+        if neighbors is None:
+            neighbors = neighbor_list(batch, self.cutoff)
+        with torch.enable_grad():
+            output = self(
+                *inputs(batch, neighbors), compute_forces=forces, compute_stress=stress
+            )
+        return Results(**{key: value.detach() for key, value in output.items()})
+
+    @torch.jit.unused
+    def hessian(self, batch: AtomsBatch) -> Tensor:
+        """Second derivatives of the energy of one system [3N, 3N], eV/Å^2, by double backward.
+
+        Raises:
+            ValueError: the batch holds more than one system.
+        """
+        check_inputs(self, batch)
+        if batch.n_systems != 1:
+            raise ValueError(f"a Hessian needs a batch of one system, got {batch.n_systems}")
+        neighbors = neighbor_list(batch, self.cutoff)
+        positions = batch.positions.detach().requires_grad_(True)
+        batch = replace(batch, positions=positions)
+        with torch.enable_grad():
+            output = self(
+                *inputs(batch, neighbors), compute_forces=True, compute_stress=False,
+                create_graph=True,
+            )  # fmt: skip
+        gradient = -output["forces"].reshape(-1)
+        rows = torch.zeros(
+            (gradient.shape[0], gradient.shape[0]), dtype=positions.dtype, device=positions.device
+        )
+        if not gradient.requires_grad:  # atoms without neighbours: the energy is a constant
+            return rows
+        for k in range(gradient.shape[0]):
+            (row,) = torch.autograd.grad(gradient[k], positions, retain_graph=True)
+            rows[k] = row.reshape(-1)
+        return 0.5 * (rows + rows.t())
+
+
+def _gradients(energy: Tensor, wanted: List[Tensor], create_graph: bool) -> List[Tensor]:
+    """Derivatives of the energy; zeros where it does not depend on an input (no pairs)."""
+    if not energy.requires_grad:
+        return [torch.zeros_like(x) for x in wanted]
+    gradients = torch.autograd.grad(
+        [energy], wanted, create_graph=create_graph, allow_unused=True
+    )
+    filled: List[Tensor] = []
+    for k, gradient in enumerate(gradients):
+        filled.append(torch.zeros_like(wanted[k]) if gradient is None else gradient)
+    return filled
+
+
+def inputs(batch: AtomsBatch, neighbors: NeighborList) -> Tuple[Optional[Tensor], ...]:
+    """The tensor arguments of `Potential.forward`, in its order."""
+    return (
+        batch.numbers,
+        batch.positions,
+        batch.cell,
+        batch.system,
+        neighbors.pairs,
+        neighbors.shifts,
+        batch.charge,
+        batch.multiplicity,
+        batch.partial_charges,
+    )
+
+
+def check_inputs(potential: Any, batch: AtomsBatch) -> None:
+    """Refuse a batch whose dtype, device or contents the potential cannot take."""
+    if batch.positions.dtype != potential.dtype:
+        raise ValueError(
+            f"the batch is {batch.positions.dtype}, the model {potential.dtype}: "
+            "convert one with .to(...)"
+        )
+    if batch.positions.device.type != potential.device.type:
+        raise ValueError(
+            f"the batch is on {batch.positions.device}, the model on {potential.device}: "
+            "move one with .to(...)"
+        )
+    if batch.positions.device.type == "cpu":  # elsewhere the look-up would wait for the device
+        known = torch.tensor(potential.elements)
+        unknown = torch.isin(batch.numbers, known, invert=True).nonzero()
+        if unknown.shape[0]:
+            k = int(unknown[0])
+            raise ValueError(
+                f"atom {k} (system {int(batch.system[k])}) is element Z={int(batch.numbers[k])}, "
+                f"which this model does not know; it knows Z = {sorted(potential.elements)}"
+            )
+    if "partial_charges" in potential.core.conditions_on and batch.partial_charges is None:
+        raise ValueError(
+            "this model needs given partial charges: set atoms.arrays['partial_charges'] (e)"
+        )

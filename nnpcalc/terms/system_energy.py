@@ -1,0 +1,38 @@
+"""A constant per system: the mean energy that some programs take off their training labels."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class SystemEnergy(nn.Module):
+    """Adds the same energy to every system, whatever its size, in equal parts to its atoms.
+
+    Not extensive: two molecules in one system get it once, in two systems twice. It exists for
+    networks that were trained to the distance from the mean label of their data set; a new model
+    wants `AtomicEnergies`.
+
+    Args:
+        energy: eV per system.
+    """
+
+    def __init__(self, energy: float) -> None:
+        super().__init__()
+        if not math.isfinite(energy):
+            raise ValueError(f"the energy per system is {energy} eV: not finite")
+        self.energy = float(energy)
+
+    def forward(
+        self,
+        numbers: Tensor,
+        pairs: Tensor,
+        vectors: Tensor,
+        distances: Tensor,
+        system: Tensor,
+        charge: Tensor,
+    ) -> Tensor:
+        """Energies of the atoms [N] in eV, float64 whatever the model's dtype."""
+        counts = torch.zeros(charge.shape[0], dtype=torch.float64, device=numbers.device)
+        counts = counts.index_add(0, system, torch.ones_like(system, dtype=torch.float64))
+        return self.energy / counts[system]
