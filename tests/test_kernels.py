@@ -1,0 +1,170 @@
+"""The fast path gives what the readable network gives, to any derivative."""
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk, molecule
+
+from nnpcalc.batch import AtomsBatch
+from nnpcalc.models.tensornet import TensorNet, TensorNetConfig
+from nnpcalc.potential import Potential
+from nnpcalc.terms import ZBL
+
+pytest.importorskip("numba")
+
+from nnpcalc.kernels import forms, nodes
+from nnpcalc.kernels.table import hermite_weights, tabulate
+from nnpcalc.kernels.tensornet import FusedTensorNet
+
+TABLE_ERROR = 1e-7  # of energies (eV) and forces (eV/Å) of order 1 with 2048 knots
+
+
+def make_core(**options) -> TensorNet:
+    torch.manual_seed(3)
+    settings = {"channels": 8, "layers": 2, "radial_functions": 12, "cutoff": 4.5, **options}
+    return TensorNet(TensorNetConfig(**settings)).to(torch.float64)
+
+
+def make_batch() -> AtomsBatch:
+    water, ion = molecule("H2O"), molecule("CH3CHO")
+    ion.info["charge"] = -1
+    return AtomsBatch.from_atoms([water, ion, molecule("NH3"), bulk("Si", "diamond", 5.43)])
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3])
+@pytest.mark.parametrize("equivariance", ["O(3)", "SO(3)"])
+def test_fused_equals_eager(layers, equivariance):
+    core = make_core(
+        layers=layers,
+        equivariance=equivariance,
+        attributes=("charge", "unpaired_electrons"),
+        attribute_weights=(0.1, 0.3),
+    )
+    batch = make_batch()
+    eager = Potential(core, (ZBL(),)).evaluate(batch, stress=True)
+    fused = Potential(FusedTensorNet(core, 2048), (ZBL(),)).evaluate(batch, stress=True)
+    torch.testing.assert_close(fused.energy, eager.energy, rtol=0, atol=TABLE_ERROR)
+    torch.testing.assert_close(fused.forces, eager.forces, rtol=0, atol=TABLE_ERROR)
+    torch.testing.assert_close(fused.stress, eager.stress, rtol=0, atol=TABLE_ERROR, equal_nan=True)
+
+
+def test_parameter_gradients_of_a_force_loss():
+    core = make_core(learnable_attribute_weights=True)
+    batch = make_batch()
+    gradients = []
+    for network in (core, FusedTensorNet(core, 2048)):
+        potential = Potential(network)
+        from nnpcalc.neighbors import neighbor_list
+        from nnpcalc.potential import inputs
+
+        neighbors = neighbor_list(batch, core.cutoff)
+        with forms.without(forms.PARAMETERS):
+            out = potential(*inputs(batch, neighbors), compute_stress=False, create_graph=True)
+        loss = (out["energy"] ** 2).sum() + 100.0 * (out["forces"] ** 2).sum()
+        parameters = [p for p in core.parameters() if p.requires_grad]
+        with forms.without(forms.GEOMETRY):
+            gradients.append(torch.autograd.grad(loss, parameters))
+    for one, other in zip(*gradients, strict=True):
+        assert float(one.abs().max()) > 0.0
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-6 * float(one.abs().max()) + 1e-9)
+
+
+def test_hessian_equals_eager():
+    core = make_core()
+    batch = AtomsBatch.from_atoms(molecule("CH3OH"))
+    eager = Potential(core).hessian(batch)
+    fused = Potential(FusedTensorNet(core, 4096)).hessian(batch)
+    # Curvature of a cubic spline: third order in the grid step.
+    torch.testing.assert_close(fused, eager, rtol=0, atol=2e-4)
+
+
+def test_table_error_falls_with_the_fourth_power_of_the_step():
+    core = make_core()
+    distances = torch.rand(4000, dtype=torch.float64) * 4.0 + 0.4
+    exact = core.layers[0].radial_functions(distances).flatten(1)
+    errors = []
+    for n_knots in (65, 129, 257):
+        step = core.cutoff / (n_knots - 1)
+        table = tabulate(
+            core.layers[0].radial_functions, torch.arange(n_knots, dtype=torch.float64) * step
+        )
+        w, knot = hermite_weights(distances, step, n_knots)
+        rows = 2 * knot[:, None] + torch.arange(4)
+        values = (w[:, :, None] * table[rows]).sum(1)
+        errors.append(float((values - exact).detach().abs().max()))
+    assert errors[0] / errors[1] > 10.0
+    assert errors[1] / errors[2] > 10.0
+
+
+def test_spline_is_smooth_across_knots():
+    values = torch.linspace(1.0, 2.0, 9, dtype=torch.float64)
+    step = 0.25
+    table = torch.stack([values.sin(), values.cos() * 0.125], 1).reshape(18, 1)
+    for side in (-1e-9, 1e-9):
+        d = torch.tensor([1.0 + side], dtype=torch.float64, requires_grad=True)
+        w, knot = hermite_weights(d, step, 9)
+        value = (w[:, :, None] * table[2 * knot[:, None] + torch.arange(4)]).sum()
+        (slope,) = torch.autograd.grad(value, d)
+        assert float(value.detach()) == pytest.approx(float(values[4].sin()), abs=1e-8)
+        assert float(slope) == pytest.approx(float(values[4].cos()) * 0.5, abs=1e-7)
+
+
+def make_topology(n=5, p=17, knots=6) -> forms.Topology:
+    rng = np.random.default_rng(0)
+    i = np.sort(rng.integers(0, n, p))
+    return forms.Topology(i, rng.integers(0, n, p), rng.integers(0, knots - 1, p), n, knots)
+
+
+@pytest.mark.parametrize("form", [forms.MESSAGE, forms.EMBEDDING])
+def test_every_partial_derivative_is_one(form):
+    """Contracting the derivative by a tensor with that tensor gives the form itself."""
+    torch.manual_seed(1)
+    topology, f = make_topology(), 4
+    shapes = {
+        "w": (17, 4), "table": (12, 3 * f), "x": (5, 9, f), "g": (5, 9, f), "s": (2, 5, f),
+        "angular": (17, 9),
+    }  # fmt: skip
+    tensors = [torch.randn(shapes[name], dtype=torch.float64) for name in form.names]
+    values = []
+    for k, name in enumerate(form.names):
+        others = [None if n == k else t for n, t in enumerate(tensors)]
+        values.append(float((forms.partial(form, name, topology, *others) * tensors[k]).sum()))
+    np.testing.assert_allclose(values, values[0], rtol=1e-12)
+    for t in tensors:
+        t.requires_grad_(True)
+    function = lambda *rest: forms.partial(form, "g", topology, *rest, None)  # noqa: E731
+    assert torch.autograd.gradcheck(function, tuple(tensors[:-1]))
+    assert torch.autograd.gradgradcheck(function, tuple(tensors[:-1]))
+
+
+@pytest.mark.parametrize("name", ["ANTICOMMUTATOR", "DOUBLE_PRODUCT", "NORM", "PART_NORMS"])
+def test_node_forms(name):
+    torch.manual_seed(2)
+    x, y = (torch.randn(3, 9, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    form = getattr(nodes, name)
+    assert torch.autograd.gradcheck(lambda a, b: nodes.apply(form, a, b), (x, y))
+    assert torch.autograd.gradgradcheck(lambda a, b: nodes.apply(form, a, b), (x, y))
+
+
+def test_without_leaves_out_only_what_it_names():
+    topology = make_topology()
+    w = torch.randn(17, 4, dtype=torch.float64, requires_grad=True)
+    table = torch.randn(12, 6, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(5, 9, 2, dtype=torch.float64, requires_grad=True)
+    out = forms.partial(forms.MESSAGE, "g", topology, w, table, x, None).sum()
+    with forms.without(forms.PARAMETERS):
+        found = torch.autograd.grad(out, (w, table, x), allow_unused=True)
+    assert [g is None for g in found] == [False, True, False]
+
+
+def test_numbers_do_not_depend_on_threads():
+    core, batch = make_core(), make_batch()
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(Potential(FusedTensorNet(core)).evaluate(batch).forces)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1])
