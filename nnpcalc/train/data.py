@@ -1,0 +1,223 @@
+"""Labelled structures in memory, and batches of them filled by atoms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnpcalc.batch import AtomsBatch
+from nnpcalc.neighbors import neighbor_list
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Conformers with labels; per-atom arrays are concatenated over the M conformers.
+
+    Attributes:
+        n_atoms: [M], int64.
+        numbers: atomic numbers [A], uint8.
+        positions: [A, 3], float32, Å.
+        energy: total energies [M], float64, eV.
+        forces: [A, 3], float32, eV/Å.
+        charge: total charges [M], int64, e.
+        multiplicity: 2S + 1 [M], int64.
+        source: a whole number per conformer [M] to report errors by.
+        molecule: a whole number per conformer [M]; conformers of one molecule share it.
+    """
+
+    n_atoms: np.ndarray
+    numbers: np.ndarray
+    positions: np.ndarray
+    energy: np.ndarray
+    forces: np.ndarray
+    charge: np.ndarray
+    multiplicity: np.ndarray
+    source: np.ndarray
+    molecule: np.ndarray
+
+    def __len__(self) -> int:
+        return int(self.n_atoms.size)
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """First atom of each conformer, and the number of all atoms: [M + 1]."""
+        return np.concatenate([[0], np.cumsum(self.n_atoms)])
+
+    def take(self, rows: np.ndarray) -> Dataset:
+        """The conformers ``rows`` (indices), in that order."""
+        atoms = rows_of(self.offsets, rows)
+        per_atom = ("numbers", "positions", "forces")
+        return Dataset(**{
+            field.name: getattr(self, field.name)[atoms if field.name in per_atom else rows]
+            for field in fields(self)
+        })
+
+
+def rows_of(offsets: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Indices of all members of the given groups, where group k is offsets[k]:offsets[k+1]."""
+    counts = offsets[groups + 1] - offsets[groups]
+    starts = np.repeat(offsets[groups] - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
+    return starts + np.arange(counts.sum())
+
+
+def read_corpus(paths: Sequence[str | Path]) -> tuple[Dataset, Dataset]:
+    """Read npz corpora into (training, validation) sets by their ``split`` array.
+
+    The arrays of a file: n_atoms, charge, energy, molecule, source, split [M] and numbers,
+    positions, forces [A]; multiplicity [M] if present, else 1.
+
+    Raises:
+        ValueError: a file lacks an array, or holds a value that is not finite.
+    """
+    parts: list[dict[str, np.ndarray]] = []
+    for path in paths:
+        with np.load(path, allow_pickle=False) as data:
+            needed = ("n_atoms", "charge", "energy", "molecule", "source", "split", "numbers",
+                      "positions", "forces")  # fmt: skip
+            missing = [name for name in needed if name not in data]
+            if missing:
+                raise ValueError(f"{path} lacks the arrays {', '.join(missing)}")
+            part = {name: data[name] for name in needed}
+            part["multiplicity"] = (
+                data["multiplicity"] if "multiplicity" in data else np.ones_like(part["charge"])
+            )
+            for name in ("energy", "positions", "forces"):
+                if not np.isfinite(part[name]).all():
+                    raise ValueError(f"{path}: {name} holds values that are not finite")
+            parts.append(part)
+    if not parts:
+        raise ValueError("no data file was given")
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    types = {"numbers": np.uint8, "positions": np.float32, "forces": np.float32,
+             "energy": np.float64}  # fmt: skip
+    dataset = Dataset(**{
+        field.name: whole[field.name].astype(types.get(field.name, np.int64))
+        for field in fields(Dataset)
+    })
+    split = whole["split"]
+    return dataset.take(np.flatnonzero(split == 0)), dataset.take(np.flatnonzero(split == 1))
+
+
+def fit_atomic_energies(dataset: Dataset, trim: float = 0.02) -> dict[int, float]:
+    """Per-element energies (eV) by least squares on the total energies.
+
+    Fitted twice: the second time without the fraction ``trim`` of conformers that lie farthest
+    from the first fit per atom, so that strained outliers do not shift an element.
+    """
+    elements = np.unique(dataset.numbers)
+    system = np.repeat(np.arange(len(dataset)), dataset.n_atoms)
+    counts = np.zeros((len(dataset), elements.size))
+    np.add.at(counts, (system, np.searchsorted(elements, dataset.numbers)), 1.0)
+    keep = np.ones(len(dataset), dtype=bool)
+    for _ in range(2):
+        energies, *_ = np.linalg.lstsq(counts[keep], dataset.energy[keep], rcond=None)
+        residual = np.abs(dataset.energy - counts @ energies) / dataset.n_atoms
+        keep = residual <= np.quantile(residual, 1.0 - trim)
+    return {int(z): float(e) for z, e in zip(elements, energies, strict=True)}
+
+
+@dataclass(frozen=True)
+class PairIndex:
+    """All pairs within a cutoff of every conformer of a data set, as indices within it.
+
+    Attributes:
+        offsets: first pair of each conformer [M + 1].
+        i, j: receiver and sender, counted within the conformer [P], uint16, sorted by receiver.
+    """
+
+    offsets: np.ndarray
+    i: np.ndarray
+    j: np.ndarray
+
+
+def index_pairs(dataset: Dataset, cutoff: float, chunk: int = 2000) -> PairIndex:
+    """Find the pairs once; training then only gathers them."""
+    offsets = dataset.offsets
+    counts: list[np.ndarray] = []
+    receivers: list[np.ndarray] = []
+    senders: list[np.ndarray] = []
+    for start in range(0, len(dataset), chunk):
+        stop = min(start + chunk, len(dataset))
+        atoms = slice(offsets[start], offsets[stop])
+        n_atoms = dataset.n_atoms[start:stop]
+        first = np.repeat(offsets[start:stop] - offsets[start], n_atoms)
+        system = torch.from_numpy(np.repeat(np.arange(stop - start), n_atoms))
+        n = stop - start
+        batch = AtomsBatch(
+            numbers=torch.from_numpy(dataset.numbers[atoms].astype(np.int64)),
+            positions=torch.from_numpy(dataset.positions[atoms]),
+            cell=torch.zeros(n, 3, 3),
+            pbc=torch.zeros(n, 3, dtype=torch.bool),
+            system=system,
+            charge=torch.zeros(n, dtype=torch.int64),
+            multiplicity=torch.ones(n, dtype=torch.int64),
+        )
+        i, j = neighbor_list(batch, cutoff).pairs.numpy()
+        counts.append(np.bincount(system.numpy()[i], minlength=n))
+        receivers.append((i - first[i]).astype(np.uint16))
+        senders.append((j - first[j]).astype(np.uint16))
+    return PairIndex(
+        np.concatenate([[0], np.cumsum(np.concatenate(counts))]),
+        np.concatenate(receivers),
+        np.concatenate(senders),
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch as tensors: inputs of the potential, and labels."""
+
+    numbers: Tensor
+    positions: Tensor
+    system: Tensor
+    pairs: Tensor
+    charge: Tensor
+    multiplicity: Tensor
+    n_atoms: Tensor
+    energy: Tensor
+    forces: Tensor
+    rows: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def collate(dataset: Dataset, pairs: PairIndex, rows: np.ndarray) -> Batch:
+    """The batch of the conformers ``rows``."""
+    offsets = dataset.offsets
+    atoms = rows_of(offsets, rows)
+    n_atoms = dataset.n_atoms[rows]
+    first = np.concatenate([[0], np.cumsum(n_atoms)[:-1]])
+    members = rows_of(pairs.offsets, rows)
+    shift = np.repeat(first, pairs.offsets[rows + 1] - pairs.offsets[rows])
+    index = np.stack([pairs.i[members] + shift, pairs.j[members] + shift])
+    return Batch(
+        numbers=torch.from_numpy(dataset.numbers[atoms].astype(np.int64)),
+        positions=torch.from_numpy(dataset.positions[atoms]),
+        system=torch.from_numpy(np.repeat(np.arange(rows.size), n_atoms)),
+        pairs=torch.from_numpy(index),
+        charge=torch.from_numpy(dataset.charge[rows]),
+        multiplicity=torch.from_numpy(dataset.multiplicity[rows]),
+        n_atoms=torch.from_numpy(n_atoms),
+        energy=torch.from_numpy(dataset.energy[rows]),
+        forces=torch.from_numpy(dataset.forces[atoms]),
+        rows=torch.from_numpy(rows),
+    )
+
+
+def batches(n_atoms: np.ndarray, order: np.ndarray, max_atoms: int) -> Iterator[np.ndarray]:
+    """Cut ``order`` into consecutive groups of at most ``max_atoms`` atoms (at least one each)."""
+    start, total = 0, 0
+    for k, row in enumerate(order):
+        if k > start and total + n_atoms[row] > max_atoms:
+            yield order[start:k]
+            start, total = k, 0
+        total += int(n_atoms[row])
+    if start < order.size:
+        yield order[start:]
