@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nnpcalc.batch import AtomsBatch
-from nnpcalc.neighbors import NeighborList, neighbor_list
-from nnpcalc.neighbors import pair_vectors
+from nnpcalc.neighbors import NeighborList, neighbor_list, pair_vectors
 
 
 @dataclass(frozen=True)
@@ -46,26 +45,25 @@ class Potential(nn.Module):
         scale: eV per unit of the core's output.
     """
 
+    __jit_unused_properties__ = ("elements", "dtype", "device")
+
     def __init__(self, core: nn.Module, terms: Tuple[nn.Module, ...] = (), scale: float = 1.0):
         super().__init__()
         self.core = core
         self.terms = nn.ModuleList(list(terms))
         self.scale = float(scale)
-        self.cutoff: float = float(core.cutoff)
+        self.cutoff: float = float(core.cutoff)  # type: ignore[arg-type]
 
-    @torch.jit.unused
     @property
     def elements(self) -> Tuple[int, ...]:
         """Atomic numbers the core network knows."""
         return tuple(self.core.elements)  # type: ignore[arg-type]
 
-    @torch.jit.unused
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of the parameters."""
         return next(self.parameters()).dtype
 
-    @torch.jit.unused
     @property
     def device(self) -> torch.device:
         """Device of the parameters."""
@@ -203,9 +201,7 @@ class Potential(nn.Module):
         if neighbors is None:
             neighbors = neighbor_list(batch, self.cutoff)
         with torch.enable_grad():
-            output = self(
-                *inputs(batch, neighbors), compute_forces=forces, compute_stress=stress
-            )
+            output = self(*inputs(batch, neighbors), compute_forces=forces, compute_stress=stress)
         return Results(**{key: value.detach() for key, value in output.items()})
 
     @torch.jit.unused
@@ -242,9 +238,7 @@ def _gradients(energy: Tensor, wanted: List[Tensor], create_graph: bool) -> List
     """Derivatives of the energy; zeros where it does not depend on an input (no pairs)."""
     if not energy.requires_grad:
         return [torch.zeros_like(x) for x in wanted]
-    gradients = torch.autograd.grad(
-        [energy], wanted, create_graph=create_graph, allow_unused=True
-    )
+    gradients = torch.autograd.grad([energy], wanted, create_graph=create_graph, allow_unused=True)
     filled: List[Tensor] = []
     for k, gradient in enumerate(gradients):
         filled.append(torch.zeros_like(wanted[k]) if gradient is None else gradient)

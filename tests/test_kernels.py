@@ -70,10 +70,10 @@ def test_parameter_gradients_of_a_force_loss():
 
 
 def test_hessian_equals_eager():
-    core = make_core()
+    core = make_core().requires_grad_(False)
     batch = AtomsBatch.from_atoms(molecule("CH3OH"))
     eager = Potential(core).hessian(batch)
-    fused = Potential(FusedTensorNet(core, 4096)).hessian(batch)
+    fused = Potential(FusedTensorNet(core, 4096).freeze()).hessian(batch)
     # Curvature of a cubic spline: third order in the grid step.
     torch.testing.assert_close(fused, eager, rtol=0, atol=2e-4)
 
@@ -109,7 +109,7 @@ def test_spline_is_smooth_across_knots():
         assert float(slope) == pytest.approx(float(values[4].cos()) * 0.5, abs=1e-7)
 
 
-def make_topology(n=5, p=17, knots=6) -> forms.Topology:
+def make_topology(n=3, p=7, knots=4) -> forms.Topology:
     rng = np.random.default_rng(0)
     i = np.sort(rng.integers(0, n, p))
     return forms.Topology(i, rng.integers(0, n, p), rng.integers(0, knots - 1, p), n, knots)
@@ -119,10 +119,10 @@ def make_topology(n=5, p=17, knots=6) -> forms.Topology:
 def test_every_partial_derivative_is_one(form):
     """Contracting the derivative by a tensor with that tensor gives the form itself."""
     torch.manual_seed(1)
-    topology, f = make_topology(), 4
+    topology, f = make_topology(), 2
     shapes = {
-        "w": (17, 4), "table": (12, 3 * f), "x": (5, 9, f), "g": (5, 9, f), "s": (2, 5, f),
-        "angular": (17, 9),
+        "w": (7, 4), "table": (8, 3 * f), "x": (3, 9, f), "g": (3, 9, f), "s": (2, 3, f),
+        "angular": (7, 9),
     }  # fmt: skip
     tensors = [torch.randn(shapes[name], dtype=torch.float64) for name in form.names]
     values = []
@@ -133,24 +133,25 @@ def test_every_partial_derivative_is_one(form):
     for t in tensors:
         t.requires_grad_(True)
     function = lambda *rest: forms.partial(form, "g", topology, *rest, None)  # noqa: E731
-    assert torch.autograd.gradcheck(function, tuple(tensors[:-1]))
-    assert torch.autograd.gradgradcheck(function, tuple(tensors[:-1]))
+    assert torch.autograd.gradcheck(function, tuple(tensors[:-1]), fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, tuple(tensors[:-1]), fast_mode=True)
 
 
 @pytest.mark.parametrize("name", ["ANTICOMMUTATOR", "DOUBLE_PRODUCT", "NORM", "PART_NORMS"])
 def test_node_forms(name):
     torch.manual_seed(2)
-    x, y = (torch.randn(3, 9, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    x, y = (torch.randn(2, 9, 1, dtype=torch.float64, requires_grad=True) for _ in range(2))
     form = getattr(nodes, name)
-    assert torch.autograd.gradcheck(lambda a, b: nodes.apply(form, a, b), (x, y))
-    assert torch.autograd.gradgradcheck(lambda a, b: nodes.apply(form, a, b), (x, y))
+    function = lambda a, b: nodes.apply(form, a, b)  # noqa: E731
+    assert torch.autograd.gradcheck(function, (x, y), fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, (x, y), fast_mode=True)
 
 
 def test_without_leaves_out_only_what_it_names():
     topology = make_topology()
-    w = torch.randn(17, 4, dtype=torch.float64, requires_grad=True)
-    table = torch.randn(12, 6, dtype=torch.float64, requires_grad=True)
-    x = torch.randn(5, 9, 2, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+    table = torch.randn(8, 6, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(3, 9, 2, dtype=torch.float64, requires_grad=True)
     out = forms.partial(forms.MESSAGE, "g", topology, w, table, x, None).sum()
     with forms.without(forms.PARAMETERS):
         found = torch.autograd.grad(out, (w, table, x), allow_unused=True)

@@ -38,12 +38,12 @@ reference_method = "Morse potential"
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A directory with a corpus labelled by ASE's Morse potential plus a charge-dependent energy."""
+    """A directory with a corpus: ASE's Morse potential plus an energy of the charge."""
     directory = tmp_path_factory.mktemp("train")
     rng = np.random.default_rng(5)
     rows: dict[str, list] = {key: [] for key in (
-        "n_atoms", "charge", "multiplicity", "energy", "molecule", "source", "split", "numbers", "positions",
-        "forces",
+        "n_atoms", "charge", "multiplicity", "energy", "molecule", "source", "split",
+        "numbers", "positions", "forces",
     )}  # fmt: skip
     for k in range(120):
         n = int(rng.integers(2, 6))

@@ -16,16 +16,41 @@ Shapes: w [P, 4], table [2 K, 3 F], x and g [N, 9, F], s = (a, b) [2, N, F], y [
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from types import FunctionType
 from typing import Any
 
+import numba
 import numpy as np
 from numba import njit, prange
 
 PART = np.array((0, 1, 1, 1, 2, 2, 2, 2, 2), dtype=np.int64)
 STRIDE = 61  # spreads neighbouring knots, which hold similar numbers of pairs, over the threads
 
-_parallel: dict[str, Any] = {"parallel": True, "fastmath": True, "cache": True}
+SMALL = 30_000  # elements of the largest array below which threads cost more than they save
+
 _inline: dict[str, Any] = {"fastmath": True, "inline": "always"}
+
+
+def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """Two programs from one loop: over threads for large arrays, plain for small ones.
+
+    A parallel loop hands its work to other threads even if only one may run; a plain one does not.
+    """
+    name = f"{function.__name__}_parallel"
+    # numba's cache goes by the name of a function, so the second program needs its own
+    twin = FunctionType(function.__code__, function.__globals__, name)
+    twin.__qualname__, twin.__module__ = name, function.__module__
+    serial = njit(fastmath=True, cache=True)(function)
+    parallel = njit(fastmath=True, cache=True, parallel=True)(twin)
+
+    @wraps(function)
+    def run(*arrays: np.ndarray) -> None:
+        large = max(array.size for array in arrays) > SMALL and numba.get_num_threads() > 1
+        (parallel if large else serial)(*arrays)
+
+    return run
 
 
 @njit(cache=True)
@@ -97,7 +122,7 @@ def _project(table, first, product, out):
         out[m] = total
 
 
-@njit(**_parallel)
+@_compiled
 def message_sum(pointer, order, other, knot, w, table, x, out):
     """out[n, c] = sum over the pairs p of node n of r_p[l(c)] x[other_p, c].
 
@@ -117,7 +142,7 @@ def message_sum(pointer, order, other, knot, w, table, x, out):
                     target[f] += r[f] * source[f]
 
 
-@njit(**_parallel)
+@_compiled
 def message_weights(i, j, knot, table, x, g, out):
     """Derivative of the message form by w: out [P, 4]."""
     for p in prange(knot.size):
@@ -126,7 +151,7 @@ def message_weights(i, j, knot, table, x, g, out):
         _project(table, 2 * knot[p], product, out[p])
 
 
-@njit(**_parallel)
+@_compiled
 def message_table(pointer, order, i, j, w, x, g, out):
     """Derivative of the message form by the table, per interval: out [K, 4, 3 F]."""
     n_knots = pointer.size - 1
@@ -143,7 +168,7 @@ def message_table(pointer, order, i, j, w, x, g, out):
                     target[f] += weight * product[f]
 
 
-@njit(**_parallel)
+@_compiled
 def embedding_sum(pointer, j, knot, w, table, s, y, out):
     """Derivative of the embedding form by g: out [N, 9, F]; pairs are sorted by receiver."""
     n_channels = s.shape[2]
@@ -164,7 +189,7 @@ def embedding_sum(pointer, j, knot, w, table, s, y, out):
                     target[f] += weight * r[f]
 
 
-@njit(**_parallel)
+@_compiled
 def embedding_weights(i, j, knot, table, s, y, g, out):
     """Derivative of the embedding form by w: out [P, 4]."""
     for p in prange(knot.size):
@@ -173,7 +198,7 @@ def embedding_weights(i, j, knot, table, s, y, g, out):
         _project(table, 2 * knot[p], product, out[p])
 
 
-@njit(**_parallel)
+@_compiled
 def embedding_table(pointer, order, i, j, w, s, y, g, out):
     """Derivative of the embedding form by the table, per interval: out [K, 4, 3 F]."""
     n_knots = pointer.size - 1
@@ -190,7 +215,7 @@ def embedding_table(pointer, order, i, j, w, s, y, g, out):
                     target[f] += weight * product[f]
 
 
-@njit(**_parallel)
+@_compiled
 def embedding_geometry(i, j, knot, w, table, s, g, out):
     """Derivative of the embedding form by y: out [P, 9]."""
     n_channels = s.shape[2]
@@ -207,7 +232,7 @@ def embedding_geometry(i, j, knot, w, table, s, g, out):
             out[p, c] = total
 
 
-@njit(**_parallel)
+@_compiled
 def embedding_features(pointer, order, receiver, knot, w, table, y, g, out):
     """Derivative by a (pairs grouped by receiver) or by b (grouped by sender): out [N, F]."""
     n_channels = g.shape[2]
@@ -225,7 +250,7 @@ def embedding_features(pointer, order, receiver, knot, w, table, y, g, out):
                     target[f] += weight * r[f] * source[f]
 
 
-@njit(**_parallel)
+@_compiled
 def contract(entries, coefficients, a, b, out):
     """out[n, c] = sum over the entries (c, p, q) of coefficient * a[n, p] * b[n, q].
 

@@ -172,23 +172,33 @@ def without(names: frozenset[str]) -> Iterator[None]:
         _unwanted = before
 
 
+def _start_threads() -> None:
+    """Start numba's threads now: doing so sets the OpenMP default, which is torch's setting too."""
+    before = torch.get_num_threads()
+    numba.set_num_threads(1)
+    torch.set_num_threads(before)
+
+
+_start_threads()
+
+
 def _follow_torch_threads() -> None:
     """One setting for the number of threads: torch's."""
-    wanted = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    wanted = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     if numba.get_num_threads() != wanted:
         numba.set_num_threads(wanted)
 
 
 class _Partial(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, form, slot, topology, *tensors):  # type: ignore[no-untyped-def]
+    def forward(ctx, form, slot, topology, *tensors):
         _follow_torch_threads()
         ctx.form, ctx.slot, ctx.topology = form, slot, topology
         ctx.save_for_backward(*tensors)
         return form.kernels[slot](topology, list(tensors))
 
     @staticmethod
-    def backward(ctx, upstream):  # type: ignore[no-untyped-def]
+    def backward(ctx, upstream):
         tensors = list(ctx.saved_tensors)
         tensors[ctx.slot] = upstream
         gradients: list[Tensor | None] = []
@@ -201,8 +211,6 @@ class _Partial(torch.autograd.Function):
         return (None, None, None, *gradients)
 
 
-def partial(
-    form: Form, name: str, topology: Topology | None, *tensors: Tensor | None
-) -> Tensor:
+def partial(form: Form, name: str, topology: Topology | None, *tensors: Tensor | None) -> Tensor:
     """Derivative of a form by its tensor ``name`` (given as None), differentiable again."""
     return _Partial.apply(form, form.names.index(name), topology, *tensors)

@@ -20,9 +20,16 @@ def tabulate(function: Callable[[Tensor], Tensor], knots: Tensor) -> Tensor:
     Returns:
         [2 K, 3 F]: row 2 n holds the value at knot n, row 2 n + 1 the slope times the grid step.
     """
-    step = knots[1] - knots[0]
-    values, slopes = torch.func.jvp(function, (knots,), (step.expand_as(knots),))
-    return torch.stack([values, slopes], dim=1).reshape(2 * knots.shape[0], -1)
+    with torch.enable_grad():
+        knots = knots.detach().requires_grad_(True)
+        values = function(knots)
+        # The gradient is linear in the vector it is contracted with; its derivative by that
+        # vector is the slope of every value at once.
+        vector = torch.zeros_like(values, requires_grad=True)
+        (gradient,) = torch.autograd.grad(values, knots, vector, create_graph=True)
+        step = (knots[1] - knots[0]).detach().expand_as(knots)
+        (slopes,) = torch.autograd.grad(gradient, vector, step, create_graph=True)
+    return torch.stack([values, slopes], dim=1).flatten(2).flatten(0, 1)
 
 
 def hermite_weights(distances: Tensor, step: float, n_knots: int) -> tuple[Tensor, Tensor]:

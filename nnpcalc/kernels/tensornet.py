@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,13 +19,7 @@ from nnpcalc.kernels.nodes import (
     apply,
 )
 from nnpcalc.kernels.table import hermite_weights, tabulate
-from nnpcalc.models.tensornet import (
-    Embedding,
-    Interaction,
-    TensorLinear,
-    TensorNet,
-    pair_tensors,
-)
+from nnpcalc.models.tensornet import TensorNet, pair_tensors
 
 
 class FusedTensorNet(nn.Module):
@@ -96,7 +92,7 @@ class FusedTensorNet(nn.Module):
         return {"energies": core.readout_of_norms(norms)}
 
 
-def mix(linear: TensorLinear, x: Tensor) -> Tensor:
+def mix(linear: Any, x: Tensor) -> Tensor:
     """`TensorLinear.forward`."""
     return partial(MIX, "g", None, x, linear.weight, None)
 
@@ -106,16 +102,19 @@ def normalise(x: Tensor) -> Tensor:
     return apply(SCALE, x, 1.0 / (apply(NORM, x, x) + 1.0))
 
 
-def embed(embedding: Embedding, summed: Tensor, self_pair: Tensor) -> Tensor:
+def embed(embedding: Any, summed: Tensor, self_pair: Tensor) -> Tensor:
     """`Embedding.update`."""
     x = embedding.add_self(summed, self_pair)
     return apply(SCALE_PARTS, mix(embedding.mix, x), embedding.scales(apply(NORM, x, x).squeeze(1)))
 
 
-def update(layer: Interaction, x: Tensor, y: Tensor, summed: Tensor, attributes: Tensor) -> Tensor:
+def update(layer: Any, x: Tensor, y: Tensor, summed: Tensor, attributes: Tensor) -> Tensor:
     """`Interaction.update`."""
     message = summed + layer.at_zero(y) * y
     g = layer.prefactor(attributes)
-    product = apply(ANTICOMMUTATOR if layer.parity else DOUBLE_PRODUCT, y, message)
-    change = mix(layer.mix_after, normalise(g * product))
+    if layer.parity:
+        mixed = g * apply(ANTICOMMUTATOR, y, message)
+    else:
+        mixed = apply(DOUBLE_PRODUCT, y, message)
+    change = mix(layer.mix_after, normalise(mixed))
     return x + change + (0.5 * g) * apply(ANTICOMMUTATOR, change, change)

@@ -27,7 +27,7 @@ class TensorNetConfig:
         radial_functions: K, size of the exponential-normal radial basis.
         cutoff: r_c in Å.
         elements: atomic numbers the network knows.
-        equivariance: "O(3)" (the published model: C = YM + MY) or "SO(3)" (C = 2 YM).
+        equivariance: "O(3)" (the published model: C = g (YM + MY)) or "SO(3)" (C = 2 YM).
         attributes: which of "charge", "unpaired_electrons", "partial_charges" enter.
         attribute_weights: initial lambda of each attribute, in the order of ``attributes``.
         learnable_attribute_weights: train lambda, one per layer and attribute.
@@ -58,7 +58,7 @@ class TensorNetConfig:
             raise ValueError(f"elements are listed twice in {self.elements}")
         unknown = [name for name in self.attributes if name not in ATTRIBUTES]
         if unknown or len(set(self.attributes)) != len(self.attributes):
-            raise ValueError(f"attributes must be distinct names of {ATTRIBUTES}: {self.attributes}")
+            raise ValueError(f"attributes must be distinct and of {ATTRIBUTES}: {self.attributes}")
         if len(self.attribute_weights) != len(self.attributes):
             raise ValueError(
                 f"{len(self.attributes)} attributes need as many attribute_weights, "
@@ -94,9 +94,7 @@ def from_matrix(t: Tensor) -> Tensor:
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:
     """Matrix product of [N, 3, 3, F] with [N, 3, 3, F], channel by channel."""
-    return (
-        a[:, :, 0:1] * b[:, 0:1, :] + a[:, :, 1:2] * b[:, 1:2, :] + a[:, :, 2:3] * b[:, 2:3, :]
-    )
+    return a[:, :, 0:1] * b[:, 0:1, :] + a[:, :, 1:2] * b[:, 1:2, :] + a[:, :, 2:3] * b[:, 2:3, :]
 
 
 def part_norms(x: Tensor) -> Tensor:
@@ -168,9 +166,7 @@ class Embedding(nn.Module):
     def radial_functions(self, distances: Tensor) -> Tensor:
         """phi(d) f_c(d) of the three parts: [P] -> [P, 3, F]; a function of the distance alone."""
         phi = cosine_cutoff(distances, self.cutoff)
-        return (self.radial(self.basis(distances)) * phi.unsqueeze(-1)).reshape(
-            distances.shape[0], 3, -1
-        )
+        return (self.radial(self.basis(distances)) * phi.unsqueeze(-1)).unflatten(-1, [3, -1])
 
     def element_features(self, numbers: Tensor) -> Tuple[Tensor, Tensor]:
         """The two halves of the linear pair embedding, Z_ij = receiver_i + sender_j: 2 x [N, F]."""
@@ -212,7 +208,7 @@ class Embedding(nn.Module):
 
 
 class Interaction(nn.Module):
-    """One message-passing layer (arXiv 2306.06482, eqs. 11 to 14; prefactor g: arXiv 2403.15073)."""
+    """One message-passing layer (arXiv 2306.06482, eqs. 11 to 14; g: arXiv 2403.15073)."""
 
     part: Tensor
 
@@ -240,7 +236,7 @@ class Interaction(nn.Module):
         for linear in self.radial:
             h = nn.functional.silu(linear(h))
         phi = cosine_cutoff(distances, self.cutoff)
-        return (h * phi.unsqueeze(-1)).reshape(distances.shape[0], 3, -1)
+        return (h * phi.unsqueeze(-1)).unflatten(-1, [3, -1])
 
     def prefactor(self, attributes: Tensor) -> Tensor:
         """g = 1 + sum_k lambda_k a_k: [N, A] -> [N, 1, 1]."""
@@ -264,10 +260,10 @@ class Interaction(nn.Module):
         node = to_matrix(y)
         g = self.prefactor(attributes)
         if self.parity:
-            product = multiply(node, message) + multiply(message, node)
-        else:
-            product = 2.0 * multiply(node, message)
-        change = self.mix_after(normalise(g * from_matrix(product)))
+            mixed = g * from_matrix(multiply(node, message) + multiply(message, node))
+        else:  # the published SO(3) networks have the prefactor at dX dX alone
+            mixed = from_matrix(2.0 * multiply(node, message))
+        change = self.mix_after(normalise(mixed))
         delta = to_matrix(change)
         return x + change + g * from_matrix(multiply(delta, delta))
 
@@ -277,8 +273,8 @@ class TensorNet(nn.Module):
 
     Simeon and De Fabritiis, arXiv 2306.06482; total charge, spin or partial charges enter each
     interaction layer by the prefactor g = 1 + sum_k lambda_k a_k of arXiv 2403.15073,
-    ``C = g (Y M + M Y)`` and ``X <- X + dX + g dX dX``. With every a_k = 0, or with no layer, it
-    is the published TensorNet.
+    ``C = g (Y M + M Y)`` (SO(3): ``C = 2 Y M``) and ``X <- X + dX + g dX dX``. With every a_k = 0,
+    or with no layer, it is the published TensorNet.
 
     The state's attributes reach every atom of a system alike, so the energy of two far-apart
     fragments in one charged system is not the sum of their own (arXiv 2403.15073 has the same
@@ -309,10 +305,11 @@ class TensorNet(nn.Module):
         self.layers = nn.ModuleList([Interaction(config) for _ in range(config.layers)])
         self.norm = nn.LayerNorm(3 * f)
         self.linear = nn.Linear(3 * f, f)
-        self.output = nn.ModuleList([nn.Linear(f, f // 2), nn.Linear(f // 2, 1)])
-        for layer in self.output:
+        head = [nn.Linear(f, f // 2), nn.Linear(f // 2, 1)]
+        for layer in head:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
+        self.output = nn.ModuleList(head)
 
     def attributes(
         self,

@@ -5,6 +5,7 @@ compiles to TorchScript; `nnpcalc.potential.Potential` adds its terms up.
 """
 
 from nnpcalc.terms.atomic_energies import AtomicEnergies
+from nnpcalc.terms.system_energy import SystemEnergy
 from nnpcalc.terms.zbl import ZBL
 
-__all__ = ["ZBL", "AtomicEnergies"]
+__all__ = ["ZBL", "AtomicEnergies", "SystemEnergy"]

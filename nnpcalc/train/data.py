@@ -53,10 +53,12 @@ class Dataset:
         """The conformers ``rows`` (indices), in that order."""
         atoms = rows_of(self.offsets, rows)
         per_atom = ("numbers", "positions", "forces")
-        return Dataset(**{
-            field.name: getattr(self, field.name)[atoms if field.name in per_atom else rows]
-            for field in fields(self)
-        })
+        return Dataset(
+            **{
+                field.name: getattr(self, field.name)[atoms if field.name in per_atom else rows]
+                for field in fields(self)
+            }
+        )
 
 
 def rows_of(offsets: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -96,10 +98,12 @@ def read_corpus(paths: Sequence[str | Path]) -> tuple[Dataset, Dataset]:
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     types = {"numbers": np.uint8, "positions": np.float32, "forces": np.float32,
              "energy": np.float64}  # fmt: skip
-    dataset = Dataset(**{
-        field.name: whole[field.name].astype(types.get(field.name, np.int64))
-        for field in fields(Dataset)
-    })
+    dataset = Dataset(
+        **{
+            field.name: whole[field.name].astype(types.get(field.name, np.int64))
+            for field in fields(Dataset)
+        }
+    )
     split = whole["split"]
     return dataset.take(np.flatnonzero(split == 0)), dataset.take(np.flatnonzero(split == 1))
 

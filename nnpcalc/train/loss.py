@@ -9,7 +9,9 @@ from nnpcalc.train.data import Batch
 SMOOTHING = 1e-3  # rounds the absolute value at zero: eV, eV/Å
 
 
-def loss(output: dict[str, Tensor], batch: Batch, energy_weight: float, force_weight: float) -> Tensor:
+def loss(
+    output: dict[str, Tensor], batch: Batch, energy_weight: float, force_weight: float
+) -> Tensor:
     """``w_E mean_k |dE_k| / N_k + w_F mean_i ||dF_i||``, each rounded near zero.
 
     Absolute, not squared errors: the mean absolute error is what is reported, and strained

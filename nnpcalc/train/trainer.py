@@ -1,4 +1,4 @@
-"""The training loop: resumable at any step, exponentially averaged weights, one log line a minute."""
+"""The training loop: resumable at any step, averaged weights, one line a minute."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class Trainer:
         self.optimiser.step()
         decay = min(options.ema_decay, (1.0 + self.step) / (10.0 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.parameters, 1.0 - decay)
+            torch._foreach_lerp_(self.average, list[Tensor](self.parameters), 1.0 - decay)
         self.step += 1
         return float(value.detach())
 
@@ -222,8 +222,7 @@ class Trainer:
             writer.writeheader()
             writer.writerows(self.log)
         report(
-            f"epoch {self.epoch}: validation {1000 * energy:.2f} meV/atom, "
-            f"{1000 * force:.1f} meV/Å"
+            f"epoch {self.epoch}: validation {1000 * energy:.2f} meV/atom, {1000 * force:.1f} meV/Å"
         )
 
     def weights(self) -> dict[str, Any]:
