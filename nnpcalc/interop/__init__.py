@@ -1,0 +1,1 @@
+"""Other people's weights and other programs' engines; one file per neighbour."""
