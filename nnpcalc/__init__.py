@@ -1,0 +1,60 @@
+"""Neural network potentials that know charge and spin, as an ASE calculator.
+
+>>> import nnpcalc
+>>> "NNPCalculator" in nnpcalc.__all__
+True
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnpcalc.batch import AtomsBatch
+    from nnpcalc.calculator import NNPCalculator
+    from nnpcalc.neighbors import neighbor_list
+    from nnpcalc.potential import Potential, Results
+    from nnpcalc.state import State, resolve_state
+    from nnpcalc.weights import export_torchscript, list_models, load_potential
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AtomsBatch",
+    "NNPCalculator",
+    "Potential",
+    "Results",
+    "State",
+    "export_torchscript",
+    "list_models",
+    "load_potential",
+    "neighbor_list",
+    "resolve_state",
+]
+
+#: Where each name comes from. They are imported when first used: `import nnpcalc` costs nothing.
+_HOMES = {
+    "AtomsBatch": "batch",
+    "NNPCalculator": "calculator",
+    "Potential": "potential",
+    "Results": "potential",
+    "State": "state",
+    "export_torchscript": "weights",
+    "list_models": "weights",
+    "load_potential": "weights",
+    "neighbor_list": "neighbors",
+    "resolve_state": "state",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'nnpcalc' has no attribute {name!r}")
+    value = getattr(import_module(f"nnpcalc.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
