@@ -70,6 +70,14 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--threads", type=int, help="CPU threads")
     train.add_argument("--minutes", type=float, help="stop with a checkpoint after this long")
     train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", help="errors of a model on labelled corpora")
+    evaluate.add_argument("model", help="name or path of a model")
+    evaluate.add_argument("files", nargs="+", help="npz corpora")
+    evaluate.add_argument("--training", action="store_true", help="the training split of the files")
+    evaluate.add_argument("--threads", type=int, help="CPU threads")
+    _add_machine(evaluate)
+    evaluate.set_defaults(run=_evaluate)
     return parser
 
 
@@ -216,6 +224,24 @@ def _override(atoms: Atoms, keys: tuple[str, ...], value: int | None) -> None:
         for key in keys:
             atoms.info.pop(key, None)
         atoms.info[keys[0]] = value
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    import torch
+
+    from nnpcalc.train import evaluate_model
+    from nnpcalc.train.report import format_table
+
+    rows = evaluate_model(
+        options.model,
+        options.files,
+        device=options.device,
+        dtype=getattr(torch, options.dtype),
+        threads=options.threads,
+        training_split=options.training,
+    )
+    print(format_table(rows))
+    return 0
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -1,6 +1,10 @@
 """Training learns, resumes exactly, and says what is wrong with its input."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +13,7 @@ from ase import Atoms
 from ase.calculators.morse import MorsePotential
 
 from nnpcalc.train import Trainer, read_config
-from nnpcalc.train.command import train
+from nnpcalc.train.command import evaluate_model, train
 from nnpcalc.train.data import batches, fit_atomic_energies, read_corpus, rows_of
 from nnpcalc.train.report import Errors, table
 from nnpcalc.weights import load_potential
@@ -95,6 +99,9 @@ def test_training_lowers_the_error_and_ships_a_model(workplace, tmp_path):
     assert potential.card["reference_method"] == "Morse potential"
     assert potential.card["charges"] == [-1, 0, 1]
     assert potential.card["accuracy"][0]["group"] == "all"
+    rows = evaluate_model(directory / "model" / "tiny", [workplace / "tiny.npz"], threads=1)
+    assert [r.group for r in rows] == [r["group"] for r in potential.card["accuracy"]]
+    assert rows[0].force_mae == pytest.approx(potential.card["accuracy"][0]["force_mae"], rel=0.02)
 
 
 @pytest.mark.parametrize("knots", [0, 128])
@@ -188,3 +195,40 @@ def test_a_corpus_without_forces_is_named(tmp_path):
     np.savez(tmp_path / "bad.npz", n_atoms=np.array([1]))
     with pytest.raises(ValueError, match=r"bad\.npz lacks the arrays charge"):
         read_corpus([tmp_path / "bad.npz"])
+
+
+def test_kill_and_resume_is_bitwise(workplace, tmp_path):
+    """SIGKILL at moments nobody chose; the log and the weights are those of an unbroken run."""
+    text = CONFIG.replace("knots = 128", "knots = 64\ncheckpoint_minutes = 0.0")
+    config = tmp_path / "tiny.toml"
+    config.write_text(text)
+
+    def start(output):
+        command = [sys.executable, "-m", "nnpcalc.cli", "train", str(config), "--threads", "1"]
+        command += ["--data", str(workplace), "--output", str(output)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole").wait() == 0
+    checkpoint = tmp_path / "killed" / "tiny" / "checkpoint.pt"
+    rng = np.random.default_rng(int.from_bytes(os.urandom(4)))
+    for _ in range(2):
+        process = start(tmp_path / "killed")
+        before = checkpoint.stat().st_mtime if checkpoint.exists() else 0.0
+        while process.poll() is None:
+            if checkpoint.exists() and checkpoint.stat().st_mtime > before:
+                time.sleep(rng.uniform(0.0, 0.3))
+                process.kill()
+                break
+            time.sleep(0.01)
+        process.wait()
+    assert start(tmp_path / "killed").wait() == 0
+
+    def outcome(output):
+        directory = output / "tiny"
+        content = torch.load(directory / "checkpoint.pt", weights_only=True)
+        log = [{k: v for k, v in row.items() if k != "unix_time"} for row in content["log"]]
+        return content["state"], log
+
+    whole, killed = outcome(tmp_path / "whole"), outcome(tmp_path / "killed")
+    assert whole[1] == killed[1]
+    assert all(torch.equal(whole[0][key], killed[0][key]) for key in whole[0])

@@ -14,9 +14,10 @@ import torch
 
 from nnpcalc.potential import Potential
 from nnpcalc.train.config import read_config
-from nnpcalc.train.report import format_table, plot_parity, plot_training, table
-from nnpcalc.train.trainer import Trainer, evaluate
-from nnpcalc.weights import make_golden, save_potential
+from nnpcalc.train.data import index_pairs, read_corpus
+from nnpcalc.train.report import Row, format_table, plot_parity, plot_training, table
+from nnpcalc.train.trainer import Trainer, accelerated, evaluate
+from nnpcalc.weights import load_potential, make_golden, save_potential
 
 
 def train(
@@ -58,6 +59,38 @@ def train(
     if trainer.log:
         finish(trainer, report)
     return directory
+
+
+def evaluate_model(
+    model: str | Path,
+    files: list[str | Path],
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    threads: int | None = None,
+    training_split: bool = False,
+) -> list[Row]:
+    """Errors of a model on npz corpora, by charge, multiplicity, source, size and element.
+
+    Args:
+        model: name or path.
+        files: corpora as `nnpcalc.train.data.read_corpus` takes them.
+        device, dtype: where and how to compute.
+        threads: CPU threads; torch's own choice by default.
+        training_split: use the conformers marked for training, not those for validation.
+
+    Raises:
+        ValueError: the chosen split is empty.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    dataset = read_corpus(files)[0 if training_split else 1]
+    if not len(dataset):
+        raise ValueError(f"{', '.join(map(str, files))}: the chosen split holds no conformers")
+    potential = load_potential(model, device=device, dtype=dtype).requires_grad_(False)
+    pairs = index_pairs(dataset, potential.cutoff)
+    fast = accelerated(potential, n_knots=512, frozen=True)
+    return table(dataset, evaluate(fast, dataset, pairs, torch.device(device)))
 
 
 def best_potential(trainer: Trainer) -> Potential:

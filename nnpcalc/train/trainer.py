@@ -47,24 +47,32 @@ def build(config: Config, atomic_energies: dict[int, float]) -> Potential:
     return Potential(core, tuple(terms))
 
 
-def accelerated(potential: Potential, n_knots: int) -> Potential:
-    """A potential with the same parameters on the fast path, where its core has one."""
+def accelerated(potential: Potential, n_knots: int, frozen: bool = False) -> Potential:
+    """A potential with the same parameters on the fast path, where its core has one.
+
+    Args:
+        potential: the model.
+        n_knots: size of the radial table; 0 leaves the model as it is.
+        frozen: the parameters will not change, so that one table serves for good.
+    """
     if n_knots and isinstance(potential.core, TensorNet) and potential.device.type == "cpu":
         from nnpcalc.kernels.tensornet import FusedTensorNet
 
-        return Potential(
-            FusedTensorNet(potential.core, n_knots), tuple(potential.terms), potential.scale
-        )
+        core = FusedTensorNet(potential.core, n_knots)
+        if frozen:
+            core.freeze()
+        return Potential(core, tuple(potential.terms), potential.scale)
     return potential
 
 
 def predict(potential: Potential, batch: Batch, create_graph: bool) -> dict[str, Tensor]:
     """Energies and forces of a training batch."""
     n, p = batch.n_atoms.shape[0], batch.pairs.shape[1]
-    cell = torch.zeros(n, 3, 3, dtype=batch.positions.dtype, device=batch.positions.device)
-    shifts = torch.zeros(p, 3, dtype=torch.int64, device=batch.positions.device)
+    positions = batch.positions.to(potential.dtype)
+    cell = positions.new_zeros(n, 3, 3)
+    shifts = torch.zeros(p, 3, dtype=torch.int64, device=positions.device)
     return potential(
-        batch.numbers, batch.positions, cell, batch.system, batch.pairs, shifts, batch.charge,
+        batch.numbers, positions, cell, batch.system, batch.pairs, shifts, batch.charge,
         batch.multiplicity, None, True, False, create_graph,
     )  # fmt: skip
 
