@@ -281,7 +281,8 @@ def check_inputs(potential: Any, batch: AtomsBatch) -> None:
                 f"atom {k} (system {int(batch.system[k])}) is element Z={int(batch.numbers[k])}, "
                 f"which this model does not know; it knows Z = {sorted(potential.elements)}"
             )
-    if "partial_charges" in potential.core.conditions_on and batch.partial_charges is None:
+    given = batch.partial_charges is not None or batch.n_atoms == 0
+    if "partial_charges" in potential.core.conditions_on and not given:
         raise ValueError(
             "this model needs given partial charges: set atoms.arrays['partial_charges'] (e)"
         )

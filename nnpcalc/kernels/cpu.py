@@ -28,7 +28,9 @@ from numba import njit, prange
 PART = np.array((0, 1, 1, 1, 2, 2, 2, 2, 2), dtype=np.int64)
 STRIDE = 61  # spreads neighbouring knots, which hold similar numbers of pairs, over the threads
 
-SMALL = 30_000  # elements of the largest array below which threads cost more than they save
+# Elements of the largest array below which one thread works alone: some 5,000 pairs. Two threads
+# of which one must wait for a busy core are many times slower than one.
+SMALL = 200_000
 
 _inline: dict[str, Any] = {"fastmath": True, "inline": "always"}
 

@@ -1,0 +1,222 @@
+"""Which program computes a potential: eager PyTorch, fused kernels or TorchScript, and why.
+
+All three take the arguments of `Potential.forward` and return what it returns. The eager one is the
+reference; the others give the same numbers faster, and are never chosen silently: `Backend` says
+what runs and for what reason, and asking for one that cannot run is an error with the remedy.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nnpcalc.batch import AtomsBatch
+from nnpcalc.models.tensornet import TensorNet
+from nnpcalc.neighbors import NeighborList
+from nnpcalc.potential import Potential, inputs
+from nnpcalc.torchscript import TorchScriptPotential, torchscript_bytes, torchscript_from_bytes
+from nnpcalc.weights import load_potential
+
+BACKENDS = ("auto", "eager", "fused", "torchscript")
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+#: Knots of the fused back end's tables. Against the eager model they leave an error of 1e-7 eV in
+#: float32, which is its rounding, and of some 1e-12 eV and 1e-8 eV/Å in float64.
+KNOTS = {torch.float32: 512, torch.float64: 4096}
+
+
+class BackendError(ValueError):
+    """A back end, device or dtype that cannot run this model here; the text says what can."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What computes a potential.
+
+    Attributes:
+        name: "eager", "fused" or "torchscript".
+        requested: what the caller asked for, perhaps "auto".
+        reason: why this one.
+        device: where it runs, e.g. "cpu" or "cuda:0".
+        dtype: "float32" or "float64", of the network; energies are summed in float64.
+    """
+
+    name: str
+    requested: str
+    reason: str
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A potential ready for inference and the program that computes it.
+
+    Attributes:
+        potential: the readable model, without gradients of parameters; makes the Hessian.
+        program: a module with the signature of `Potential.forward`.
+        backend: what the program is.
+    """
+
+    potential: Potential
+    program: nn.Module
+    backend: Backend
+
+    @cached_property
+    def card(self) -> dict[str, Any]:
+        """The model's card; empty for a Potential without one."""
+        return getattr(self.potential, "card", None) or {}
+
+    @cached_property
+    def name(self) -> str:
+        """The model's name in its card, else the class of its core network."""
+        core = getattr(self.potential, "core", self.potential)
+        return str(self.card.get("name", type(core).__name__))
+
+    @cached_property
+    def elements(self) -> NDArray[np.int64]:
+        """Atomic numbers the model knows, ascending."""
+        return np.array(sorted(self.potential.elements), dtype=np.int64)
+
+    @cached_property
+    def conditions(self) -> tuple[str, ...]:
+        """What the energy depends on besides the geometry: "charge", "multiplicity", ..."""
+        core: Any = getattr(self.potential, "core", None)
+        if isinstance(self.potential, TorchScriptPotential):
+            core = self.potential.program.core
+        return tuple(getattr(core, "conditions_on", ()))
+
+    def run(
+        self, batch: AtomsBatch, neighbors: NeighborList, *, forces: bool, stress: bool
+    ) -> dict[str, Tensor]:
+        """Energies and derivatives of a checked batch, as `Potential.forward` returns them."""
+        output: dict[str, Tensor] = self.program(
+            *inputs(batch, neighbors), compute_forces=forces, compute_stress=stress
+        )
+        return output
+
+
+def prepare(
+    model: str | os.PathLike[str] | Potential,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str = "float32",
+    backend: str = "auto",
+    trust: bool = False,
+) -> Engine:
+    """Load a model and choose what computes it.
+
+    Args:
+        model: a shipped name, a path (see `nnpcalc.weights.load_potential`) or a Potential, which
+            is copied.
+        device: None means "cuda" where there is one, else "cpu".
+        dtype: "float32", "float64" or the torch.dtype, of the parameters and the computation.
+        backend: one of `BACKENDS`; "auto" takes the fused kernels for a TensorNet on the CPU where
+            numba is installed, TorchScript for a TorchScript file, and else the eager model.
+        trust: run a TorchScript file that no shipped card vouches for.
+
+    Raises:
+        BackendError: an unknown back end, device or dtype, or one that cannot run this model.
+        WeightsError: the model cannot be found, read or trusted.
+    """
+    if backend not in BACKENDS:
+        raise BackendError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    kind = _dtype(dtype)
+    place = _device(device)
+    if isinstance(model, Potential):
+        potential = copy.deepcopy(model).to(device=place, dtype=kind).eval()
+    elif isinstance(model, (str, os.PathLike)):
+        potential = load_potential(model, device=place, dtype=kind, trust=trust)
+    else:
+        raise BackendError(
+            f"the model must be a name, a path or a Potential, not {type(model).__name__}; "
+            "wrap a bare core network: Potential(core)"
+        )
+    potential.requires_grad_(False)  # forces need no gradient of a parameter
+    name, reason = _choose(potential, backend, place)
+    record = Backend(name, backend, reason, str(place), str(kind).removeprefix("torch."))
+    return Engine(potential, _program(potential, name, place, kind), record)
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if kind is None or kind not in DTYPES.values():
+        raise BackendError(f"dtype must be 'float32' or 'float64', not {dtype!r}")
+    return kind
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        # through a tensor, because "cuda" alone does not say which one is current
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise BackendError(f"no device {device!r} here ({reason}); use device='cpu'") from error
+
+
+def _choose(potential: Potential, wanted: str, device: torch.device) -> tuple[str, str]:
+    """Name of the back end and the reason for it."""
+    if isinstance(potential, TorchScriptPotential):
+        if wanted not in ("auto", "torchscript"):
+            raise BackendError(
+                f"backend={wanted!r} needs the model itself, but a TorchScript file holds a "
+                "compiled program: give the model's name or directory, or backend='torchscript'"
+            )
+        return "torchscript", "the model is a TorchScript file"
+    if wanted in ("eager", "torchscript"):
+        return wanted, "asked for"
+    obstacle, remedy = _obstacle_to_fused(potential, device)
+    if not obstacle:
+        return "fused", "asked for" if wanted == "fused" else "TensorNet on the CPU with numba"
+    if wanted == "fused":
+        raise BackendError(f"backend='fused' cannot run: {obstacle}; {remedy}")
+    return "eager", obstacle
+
+
+def _obstacle_to_fused(potential: Potential, device: torch.device) -> tuple[str, str]:
+    """What keeps the fused kernels from running, and what to do; two empty texts if nothing."""
+    if type(potential.core) is not TensorNet:
+        name = type(potential.core).__name__
+        return f"there are no fused kernels for {name}", "use backend='eager' or 'auto'"
+    if device.type != "cpu":
+        return f"the fused kernels do not run on {device}", "use device='cpu' or backend='eager'"
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed", "pip install numba (nnpcalc[fast]) or use backend='eager'"
+    return "", ""
+
+
+def _program(
+    potential: Potential, name: str, device: torch.device, dtype: torch.dtype
+) -> nn.Module:
+    if name == "eager":
+        return potential
+    if isinstance(potential, TorchScriptPotential):
+        return potential.program
+    if name == "torchscript":
+        # Compiled anew from checked parameters: no foreign code that would have to be trusted.
+        card: dict[str, Any] = {
+            "cutoff": potential.cutoff,
+            "elements": list(potential.elements),
+            "charges": [],
+            "multiplicities": [],
+            **(getattr(potential, "card", None) or {}),
+        }
+        data = torchscript_bytes(potential, card, dtype)
+        return torchscript_from_bytes(data, "the compiled model").program.to(device)
+    from nnpcalc.kernels.tensornet import FusedTensorNet
+
+    core: Any = potential.core
+    fused = FusedTensorNet(core, n_knots=KNOTS[dtype]).freeze()
+    terms: Any = tuple(potential.terms)
+    return Potential(fused, terms, potential.scale).eval().requires_grad_(False)

@@ -1,0 +1,120 @@
+"""backends.py: what runs, why, and that nothing else is taken in silence."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from nnpcalc import NNPCalculator
+from nnpcalc.backends import BackendError, prepare
+from nnpcalc.kernels.tensornet import FusedTensorNet
+from nnpcalc.potential import Potential
+from tiny_model import make_potential
+
+
+class Other(nn.Module):
+    """A core that is no TensorNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cutoff, self.elements, self.conditions_on = 3.0, (1, 8), ()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, numbers: torch.Tensor, *rest: Any) -> dict[str, torch.Tensor]:
+        return {"energies": self.weight * numbers}
+
+
+def without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "numba" else found(name)
+    )
+
+
+def test_auto_takes_the_fused_kernels_for_tensornet() -> None:
+    engine = prepare(make_potential(), device="cpu")
+    assert (engine.backend.name, engine.backend.requested) == ("fused", "auto")
+    assert engine.backend.reason == "TensorNet on the CPU with numba"
+    assert (engine.backend.device, engine.backend.dtype) == ("cpu", "float32")
+    assert isinstance(engine.program.core, FusedTensorNet)
+    assert not any(p.requires_grad for p in engine.program.parameters())
+    assert engine.name == "tiny"
+    assert engine.elements.tolist() == [1, 6, 7, 8]
+    assert engine.conditions == ("charge", "multiplicity")
+
+
+def test_auto_says_why_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = prepare(Potential(Other()))
+    assert other.backend.name == "eager"
+    assert other.backend.reason == "there are no fused kernels for Other"
+    assert other.name == "Other"
+    without_numba(monkeypatch)
+    assert prepare(make_potential()).backend.reason == "numba is not installed"
+
+
+def test_fused_where_it_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BackendError, match="no fused kernels for Other; use backend='eager'"):
+        prepare(Potential(Other()), backend="fused")
+    without_numba(monkeypatch)
+    with pytest.raises(BackendError, match="numba is not installed; pip install numba"):
+        prepare(make_potential(), backend="fused")
+
+
+def test_torchscript_files_stay_torchscript(small_model: Path) -> None:
+    file = small_model / "model.pt"
+    backend = prepare(file, trust=True).backend
+    assert (backend.name, backend.reason) == ("torchscript", "the model is a TorchScript file")
+    for wanted in ("eager", "fused"):
+        with pytest.raises(BackendError, match="give the model's name or directory"):
+            prepare(file, backend=wanted, trust=True)
+    with pytest.raises(ValueError, match="trust=True"):
+        prepare(file)
+    engine = prepare(file, trust=True, dtype="float64")
+    assert engine.conditions == ("charge", "multiplicity")
+    assert engine.potential.dtype == torch.float64
+
+
+def test_asked_for() -> None:
+    for name in ("eager", "torchscript", "fused"):
+        backend = prepare(make_potential(), backend=name).backend
+        assert (backend.name, backend.reason) == (name, "asked for")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"backend": "jit"}, "backend must be one of auto, eager, fused, torchscript, not 'jit'"),
+        ({"dtype": "float16"}, "dtype must be 'float32' or 'float64', not 'float16'"),
+        ({"dtype": torch.int64}, "not torch.int64"),
+        ({"device": "abacus"}, "no device 'abacus' here .*; use device='cpu'"),
+    ],
+)
+def test_impossible_wishes(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(BackendError, match=text):
+        prepare(make_potential(), **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_cuda_here() -> None:
+    with pytest.raises(BackendError, match="no device 'cuda' here"):
+        NNPCalculator(make_potential(), device="cuda")
+    assert prepare(make_potential(), device=None).backend.device == "cpu"
+
+
+def test_a_bare_network_is_no_model() -> None:
+    with pytest.raises(BackendError, match=r"not TensorNet; wrap a bare core network: Potential"):
+        prepare(make_potential().core)  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+def test_cuda_runs_the_eager_model() -> None:
+    engine = prepare(make_potential(), device="cuda")
+    assert (engine.backend.name, engine.backend.device) == ("eager", "cuda:0")
+    assert engine.backend.reason == "the fused kernels do not run on cuda:0"
+    with pytest.raises(BackendError, match="use device='cpu' or backend='eager'"):
+        prepare(make_potential(), device="cuda", backend="fused")
