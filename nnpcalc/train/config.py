@@ -36,6 +36,7 @@ class TrainingConfig:
     warmup_steps: int = 500
     weight_decay: float = 0.0
     energy_weight: float = 5.0  # on |error of the energy per atom|, per eV
+    final_energy_weight: float = 5.0  # reached at the end, in proportion to the steps done
     force_weight: float = 1.0  # on the length of the force error of an atom, per eV/Å
     gradient_clip: float = 10.0
     ema_decay: float = 0.999

@@ -148,7 +148,11 @@ class Trainer:
             group["lr"] = learning_rate(self.step, self.total_steps, options)
         with forms.without(forms.PARAMETERS):
             output = predict(self.fast, batch, create_graph=True)
-        value = loss(output, batch, options.energy_weight, options.force_weight)
+        progress = min(1.0, self.step / self.total_steps)
+        energy_weight = options.energy_weight + progress * (
+            options.final_energy_weight - options.energy_weight
+        )
+        value = loss(output, batch, energy_weight, options.force_weight)
         with forms.without(forms.GEOMETRY):
             gradients = torch.autograd.grad(value, self.parameters)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
@@ -212,7 +216,7 @@ class Trainer:
             errors = evaluate(self.fast, self.validation, self.validation_pairs, self.device)
             energy = float(np.abs(errors.energy / self.validation.n_atoms).mean())
             force = float(np.abs(errors.forces).mean())
-            value = options.energy_weight * energy + options.force_weight * force
+            value = options.final_energy_weight * energy + options.force_weight * force
             if value < self.best:
                 self.best = value
                 write_atomically(self.directory / "best.pt", self.weights())
