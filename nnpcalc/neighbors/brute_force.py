@@ -1,7 +1,7 @@
 """Brute force: every atom against every image of every atom of its system.
 
-O(n^2) per system with a small constant: systems are padded to the largest and all distances computed,
-in an order that needs no sorting afterwards.
+O(n^2) per system with a small constant: systems are padded to the largest and all distances
+computed, in an order that needs no sorting afterwards.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nnpcalc.neighbors.pairs import Candidates, image_grid
-from nnpcalc.neighbors.wrapping import wrap_atoms
+from nnpcalc.neighbors.wrapping import Wrapped
 
 if TYPE_CHECKING:
     from nnpcalc.batch import AtomsBatch
@@ -20,26 +20,25 @@ if TYPE_CHECKING:
 CHUNK = {"cpu": 1 << 16, "cuda": 1 << 25}  # distances at a time
 
 
-def brute_force_candidates(batch: AtomsBatch, cutoff: float) -> Candidates:
-    """Sorted candidates for the pairs closer than cutoff (Å)."""
-    counts, n_systems = batch.counts, batch.n_systems
-    wrapped = wrap_atoms(batch, cutoff)
-    if wrapped.heights is None:
-        n, reach = (batch.n_atoms if n_systems == 1 else int(counts.max())), [0, 0, 0]
-    else:
-        # wrapped fractional coordinates differ by at most 1
-        far = torch.floor(wrapped.radius / wrapped.heights + 1).to(torch.int64) * batch.pbc
-        n, *reach = torch.cat((counts.amax(0, keepdim=True), far.amax(0))).tolist()
-    translations = image_grid(reach, batch.positions.device)
-    n_images = len(translations)
+def brute_force_candidates(
+    batch: AtomsBatch, wrapped: Wrapped, n: int, reach: list[int]
+) -> Candidates:
+    """Sorted candidates for the pairs within the radius of `wrapped`.
 
+    Args:
+        n: atoms of the largest system.
+        reach: most images to look at along each lattice vector, over all systems.
+    """
+    counts, n_systems = batch.counts, batch.n_systems
+    translations = image_grid(reach, batch.device)
+    n_images = len(translations)
     receivers = _pad(wrapped.positions, batch, n)
     senders = receivers
-    if wrapped.basis is not None:
-        # NaN is close to nothing: the images that a system does not have, and atoms that it lacks
-        foreign = (translations.abs() > far[:, None, :]).any(2)
+    if wrapped.basis is not None and wrapped.reach is not None:
         lattice = torch.einsum("md,bdc->cbm", translations.to(torch.float64), wrapped.basis)
-        lattice.masked_fill_(foreign, torch.nan)
+        if n_systems > 1:
+            foreign = (translations.abs() > wrapped.reach[:, None, :]).any(2)
+            lattice.masked_fill_(foreign, torch.nan)  # which is close to nothing
         senders = (receivers[:, :, :, None] + lattice[:, :, None, :]).flatten(2)
     found = _close_pairs(receivers, senders, wrapped.radius)
 
@@ -48,12 +47,12 @@ def brute_force_candidates(batch: AtomsBatch, cutoff: float) -> Candidates:
     if n_images > 1:
         image = found % n_images
         found = torch.div(found, n_images, rounding_mode="floor")
-    row = torch.div(found, n, rounding_mode="floor")
-    i, j = row, found - row * n
+    i = torch.div(found, n, rounding_mode="floor")
+    j = found - i * n
     if n_systems > 1:
-        system = torch.div(row, n, rounding_mode="floor")
+        system = torch.div(i, n, rounding_mode="floor")
         start = (counts.cumsum(0) - counts).index_select(0, system)
-        i, j = row + (start - system * n), j + start
+        i, j = i + (start - system * n), j + start
     another = i != j if image is None else (i != j) | (image != n_images // 2)
     keep = torch.nonzero(another)[:, 0]
     pairs = torch.stack((i.index_select(0, keep), j.index_select(0, keep)))
@@ -74,12 +73,12 @@ def _pad(columns: Tensor, batch: AtomsBatch, n: int) -> Tensor:
 
 
 def _close_pairs(receivers: Tensor, senders: Tensor, radius: Tensor) -> Tensor:
-    """Flat indices into [B, n, s] of receivers [3, B, n] and senders [3, B, s] within the radius."""
+    """Flat indices of [B, n, s]: receivers [3, B, n] and senders [3, B, s] within the radius."""
     _, n_systems, n = receivers.shape
     n_senders = senders.shape[2]
-    chunk = CHUNK[receivers.device.type]
-    rows = max(1, min(n, chunk // max(n_senders, 1)))
-    systems = max(1, chunk // max(n * n_senders, 1)) if rows == n else 1
+    chunk = CHUNK["cpu" if receivers.device.type == "cpu" else "cuda"]
+    rows = max(1, min(n, chunk // n_senders))
+    systems = max(1, chunk // (n * n_senders))
     radius_squared = radius * radius
     found = []
     for b in range(0, n_systems, systems):

@@ -23,18 +23,28 @@ def pair_vectors(
 
     Returns:
         [P, 3] in Å.
-
-    The sum over lattice vectors is written out: elementwise products and sums round the same way for
-    every shape and device, a batched matrix product does not, and a pair at the cutoff must be in
-    or out whatever algorithm looked at it.
     """
     receiver = pairs[0]
-    lattice = cell.index_select(0, system.index_select(0, receiver))
-    shift = shifts.to(positions.dtype)
-    translation = (
-        shift[:, 0:1] * lattice[:, 0] + shift[:, 1:2] * lattice[:, 1] + shift[:, 2:3] * lattice[:, 2]
+    translations = pair_translations(cell, system, receiver, shifts)
+    return positions.index_select(0, pairs[1]) - positions.index_select(0, receiver) + translations
+
+
+def pair_translations(cell: Tensor, system: Tensor, receiver: Tensor, shifts: Tensor) -> Tensor:
+    """The translations shift @ cell [P, 3] in Å of pairs with the receivers [P].
+
+    The sum over lattice vectors is written out: elementwise products and sums round the same way
+    for every shape and device, a matrix product does not, and a pair at the cutoff must be in or
+    out whatever algorithm looked at it.
+    """
+    lattice = cell
+    if cell.shape[0] > 1:  # one system broadcasts, which spares its gradient a scatter
+        lattice = cell.index_select(0, system.index_select(0, receiver))
+    shift = shifts.to(cell.dtype)
+    return (
+        shift[:, 0:1] * lattice[:, 0]
+        + shift[:, 1:2] * lattice[:, 1]
+        + shift[:, 2:3] * lattice[:, 2]
     )
-    return positions.index_select(0, pairs[1]) - positions.index_select(0, receiver) + translation
 
 
 def pair_distances(vectors: Tensor) -> Tensor:
@@ -46,9 +56,9 @@ def pair_distances(vectors: Tensor) -> Tensor:
 def periodic_basis(cell: Tensor, pbc: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
     """Basis, inverse and plane distances of each system, for any mixture of periodic directions.
 
-    A direction that is not periodic is replaced by a unit vector perpendicular to the periodic ones, so
-    that the plane distance of a periodic direction is the spacing of its images whatever (even zero)
-    vector the caller left in the others.
+    A direction that is not periodic is replaced by a unit vector perpendicular to the periodic
+    ones, so that the plane distance of a periodic direction is the spacing of its images whatever
+    vector, even zero, the caller left in the others.
 
     Args:
         cell: [B, 3, 3] in Å.
@@ -58,32 +68,32 @@ def periodic_basis(cell: Tensor, pbc: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         basis [B, 3, 3] (rows), inverse [B, 3, 3] (fractional = positions @ inverse), heights [B, 3]
         in Å, all float64.
     """
-    vectors = cell.to(torch.float64)
-    identity = torch.eye(3, dtype=torch.float64, device=cell.device).expand_as(vectors)
-    known = pbc
-    rows = torch.where(pbc[:, :, None], vectors, torch.zeros_like(vectors))
-    for d in range(3):
-        second, third = (d + 1) % 3, (d + 2) % 3
-        p, q = rows[:, second], rows[:, third]
-        both = (known[:, second] & known[:, third])[:, None]
-        neither = (~known[:, second] & ~known[:, third])[:, None]
-        single = p + q  # the unknown one is zero
-        # the Cartesian axis that is least parallel to the only known vector
-        axis = identity[:, 0].scatter(1, single.abs().argmin(1, keepdim=True), 2.0)
-        axis = (axis > 1.5).to(torch.float64)
-        normal = torch.linalg.cross(
-            torch.where(both, p, single), torch.where(both, q, axis), dim=1
-        )
-        normal = torch.where(neither, identity[:, d], normal)
-        length = torch.sqrt((normal * normal).sum(1, keepdim=True)).clamp_min(1e-300)
-        filled = torch.where(known[:, d : d + 1], rows[:, d], normal / length)
-        rows = torch.cat((rows[:, :d], filled[:, None], rows[:, d + 1 :]), 1)
-        known = torch.cat((known[:, :d], torch.ones_like(known[:, :1]), known[:, d + 1 :]), 1)
+    basis = cell.to(torch.float64)
+    if cell.device.type != "cpu" or not bool(pbc.all()):
+        basis = _fill_open_directions(basis, pbc)
     # the reciprocal vectors, written out: no LAPACK call, no synchronisation on a GPU
-    cross = torch.stack(
-        [torch.linalg.cross(rows[:, (d + 1) % 3], rows[:, (d + 2) % 3], dim=1) for d in range(3)], 2
-    )
-    volume = (rows[:, 0] * cross[:, :, 0]).sum(1)
-    inverse = cross / volume[:, None, None]
+    a, b, c = basis.unbind(1)
+    cross = torch.linalg.cross(torch.stack((b, c, a), 1), torch.stack((c, a, b), 1), dim=2)
+    volume = (a * cross[:, 0]).sum(1)
+    inverse = (cross / volume[:, None, None]).transpose(1, 2)
     heights = 1.0 / torch.sqrt((inverse * inverse).sum(1))
-    return rows, inverse, heights
+    return basis, inverse, heights
+
+
+def _fill_open_directions(cell: Tensor, pbc: Tensor) -> Tensor:
+    """Unit vectors perpendicular to the other rows where a direction is not periodic."""
+    identity = torch.eye(3, dtype=torch.float64, device=cell.device).expand_as(cell)
+    rows = list(torch.where(pbc[:, :, None], cell, 0.0).unbind(1))
+    known = list(pbc.unbind(1))
+    for d in range(3):
+        (p, q), (has_p, has_q) = ((v[(d + 1) % 3], v[(d + 2) % 3]) for v in (rows, known))
+        only = p + q  # where one of them is known the other is zero
+        steepest = only.abs().argmin(1, keepdim=True)
+        axis = torch.zeros_like(only).scatter(1, steepest, 1.0)
+        both = (has_p & has_q)[:, None]
+        normal = torch.linalg.cross(torch.where(both, p, only), torch.where(both, q, axis), dim=1)
+        normal = torch.where((has_p | has_q)[:, None], normal, identity[:, d])
+        length = torch.sqrt((normal * normal).sum(1, keepdim=True))
+        rows[d] = torch.where(known[d][:, None], rows[d], normal / length)
+        known[d] = torch.ones_like(known[d])
+    return torch.stack(rows, 1)

@@ -1,0 +1,232 @@
+"""From candidate pairs to a `NeighborList`: the only place where a pair is accepted.
+
+Every algorithm and back end hands its candidates to this file, which computes the vectors with one
+formula, compares them with the cutoff and brings them into one order. That is why all return the
+same pairs, also where a distance equals the cutoff up to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from nnpcalc.neighbors.geometry import pair_distances, pair_translations, pair_vectors
+from nnpcalc.state import element_symbol
+
+if TYPE_CHECKING:
+    from nnpcalc.batch import AtomsBatch
+
+OVERLAP = 1e-6  # Å; closer atoms are an error
+CHUNK = 1 << 16  # pairs at a time on the CPU, so that intermediate results stay in the cache
+
+
+@dataclass(frozen=True, eq=False)
+class NeighborList:
+    """Pairs of atoms closer than a cutoff, sorted by (i, j, shift_x, shift_y, shift_z).
+
+    Attributes:
+        pairs: [2, P] int64; row 0 is the receiver i, row 1 the sender j.
+        shifts: [P, 3] int64, lattice translations of j.
+        vectors: [P, 3] in Å, r_j - r_i + shift @ cell; without an autograd graph.
+        distances: [P] in Å.
+    """
+
+    pairs: Tensor
+    shifts: Tensor
+    vectors: Tensor
+    distances: Tensor
+
+    @property
+    def n_pairs(self) -> int:
+        """P."""
+        return self.pairs.shape[1]
+
+    def within(self, cutoff: float) -> NeighborList:
+        """The pairs closer than a shorter cutoff (Å): equal to a list built with that cutoff."""
+        return self.select(torch.nonzero(self.distances < cutoff)[:, 0])
+
+    def select(self, index: Tensor) -> NeighborList:
+        """The pairs with the numbers index [Q] int64, in that order."""
+        return NeighborList(
+            self.pairs.index_select(1, index),
+            self.shifts.index_select(0, index),
+            self.vectors.index_select(0, index),
+            self.distances.index_select(0, index),
+        )
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Sorted superset of the pairs, as an algorithm found it.
+
+    Attributes:
+        pairs: [2, Q] int64.
+        image: [Q] int64, row of `translations`; None if no pair leaves the cell.
+        translations: [M, 3] int64, in lexicographic order.
+        wrap: int64 [N, 3], original + wrap @ cell = wrapped, or None for zero.
+    """
+
+    pairs: Tensor
+    image: Tensor | None = None
+    translations: Tensor | None = None
+    wrap: Tensor | None = None
+
+    def shifts(self) -> Tensor:
+        """[Q, 3] int64 of the original atoms, in order as those of the wrapped atoms are."""
+        if self.image is None or self.translations is None:
+            return self.pairs.new_zeros(self.pairs.shape[1], 3)
+        shifts = self.translations.index_select(0, self.image)
+        if self.wrap is not None:
+            shifts.add_(self.wrap.index_select(0, self.pairs[1]))
+            shifts.sub_(self.wrap.index_select(0, self.pairs[0]))
+        return shifts
+
+
+def image_grid(reach: list[int], device: torch.device) -> Tensor:
+    """All translations with |shift_d| <= reach[d], [M, 3] int64 in lexicographic order."""
+    axes = [torch.arange(-k, k + 1, device=device) for k in reach]
+    return torch.cartesian_prod(*axes).reshape(-1, 3)
+
+
+def checked_cutoff(cutoff: float) -> float:
+    """The cutoff as a float, an error if it is no length."""
+    value = float(cutoff)
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"the cutoff must be a positive number of Å, not {cutoff!r}")
+    return value
+
+
+def empty_list(batch: AtomsBatch) -> NeighborList:
+    """The list without pairs."""
+    none = batch.system.new_zeros(2, 0)
+    vectors = batch.positions.new_zeros(0, 3)
+    return NeighborList(none, none.new_zeros(0, 3), vectors, vectors[:, 0])
+
+
+def accept(batch: AtomsBatch, candidates: Candidates, cutoff: float) -> NeighborList:
+    """The candidates that are closer than cutoff (Å).
+
+    Raises:
+        ValueError: two atoms in the same place.
+    """
+    table = _translation_table(batch, candidates)
+    if candidates.image is not None and table is None:
+        return measure(batch, candidates.pairs, candidates.shifts(), cutoff)
+    pairs, images = candidates.pairs, candidates.translations
+    positions = batch.positions.detach().contiguous()
+    found = _empty(pairs, positions)
+    for part in _chunks(pairs):
+        i, j, vector = pairs[0, part], pairs[1, part], found.vectors[part]
+        torch.index_select(positions, 0, j, out=vector)
+        vector.sub_(positions.index_select(0, i))
+        if table is not None and images is not None and candidates.image is not None:
+            image = candidates.image[part]
+            torch.index_select(images, 0, image, out=found.shifts[part])
+            if batch.n_systems > 1:
+                image = image + batch.system.index_select(0, i) * len(images)
+            vector.add_(table.index_select(0, image))
+        found.distances[part] = pair_distances(vector)
+    return _closer(batch, found, cutoff)
+
+
+def measure(
+    batch: AtomsBatch,
+    pairs: Tensor,
+    shifts: Tensor,
+    cutoff: float,
+    translations: Tensor | None = None,
+) -> NeighborList:
+    """The pairs that are closer than cutoff (Å), in the order given.
+
+    Args:
+        pairs: [2, Q] int64.
+        shifts: [Q, 3] int64.
+        translations: [Q, 3], shifts @ cell in Å, if the caller has kept them.
+
+    Raises:
+        ValueError: two atoms in the same place.
+    """
+    positions = batch.positions.detach().contiguous()
+    found = replace(_empty(pairs, positions, with_shifts=False), shifts=shifts)
+    for part in _chunks(pairs):
+        vector = found.vectors[part]
+        if translations is None:
+            vector.copy_(
+                pair_vectors(positions, batch.cell, batch.system, pairs[:, part], shifts[part])
+            )
+        else:
+            torch.index_select(positions, 0, pairs[1, part], out=vector)
+            vector.sub_(positions.index_select(0, pairs[0, part])).add_(translations[part])
+        found.distances[part] = pair_distances(vector)
+    return _closer(batch, found, cutoff)
+
+
+def _chunks(pairs: Tensor) -> list[slice]:
+    n_pairs = pairs.shape[1]
+    chunk = CHUNK if pairs.device.type == "cpu" else max(n_pairs, 1)
+    return [slice(begin, begin + chunk) for begin in range(0, n_pairs, chunk)]
+
+
+def _empty(pairs: Tensor, positions: Tensor, *, with_shifts: bool = True) -> NeighborList:
+    n_pairs = pairs.shape[1]
+    return NeighborList(
+        pairs,
+        pairs.new_zeros(n_pairs if with_shifts else 0, 3),
+        positions.new_empty(n_pairs, 3),
+        positions.new_empty(n_pairs),
+    )
+
+
+def _closer(batch: AtomsBatch, found: NeighborList, cutoff: float) -> NeighborList:
+    """The accepted part of a list whose vectors and distances are known."""
+    if not found.n_pairs:
+        return found
+    shortest, longest = torch.stack(torch.aminmax(found.distances)).tolist()
+    if shortest < OVERLAP:
+        raise overlap_error(batch, found)
+    # compared as tensors are: in the precision of the distances
+    limit = float(torch.tensor(cutoff, dtype=found.distances.dtype))
+    return found if longest < limit else found.within(cutoff)
+
+
+def _translation_table(batch: AtomsBatch, candidates: Candidates) -> Tensor | None:
+    """[B * M, 3] translations in Å, where looking them up is cheaper than computing them."""
+    translations = candidates.translations
+    if translations is None or candidates.wrap is not None:
+        return None
+    n_systems, n_images = batch.n_systems, len(translations)
+    if n_systems * n_images > candidates.pairs.shape[1]:
+        return None
+    systems = torch.arange(n_systems, device=translations.device)
+    receivers = systems.repeat_interleave(n_images)
+    return pair_translations(
+        batch.cell.detach(), systems, receivers, translations.repeat(n_systems, 1)
+    )
+
+
+def lexicographic_order(pairs: Tensor, shifts: Tensor) -> Tensor:
+    """Permutation [Q] that sorts by (i, j, shift): stable sorts from the last key to the first."""
+    order = torch.arange(pairs.shape[1], device=pairs.device)
+    for key in (shifts[:, 2], shifts[:, 1], shifts[:, 0], pairs[1], pairs[0]):
+        order = order.index_select(0, torch.sort(key.index_select(0, order), stable=True)[1])
+    return order
+
+
+def overlap_error(batch: AtomsBatch, found: NeighborList) -> ValueError:
+    """The error for the closest pair of a list."""
+    closest = int(found.distances.argmin())
+    i, j = (int(k) for k in found.pairs[:, closest])
+    system = int(batch.system[i])
+    first = int(torch.searchsorted(batch.system, batch.system[i : i + 1]))
+    shift = found.shifts[closest].tolist()
+    image = f" (its image {shift})" if any(shift) else ""
+    elements = [element_symbol(int(batch.numbers[k])) for k in (i, j)]
+    return ValueError(
+        f"system {system}: atom {i - first} ({elements[0]}) and atom {j - first} ({elements[1]})"
+        f"{image} are in the same place, {float(found.distances[closest]):.1e} Å apart; move them "
+        f"apart or remove one of them"
+    )
