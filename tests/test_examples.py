@@ -20,7 +20,7 @@ SMALL = {
     "02_charge_states.py": [],
     "03_optimise_zwitterion.py": ["--steps", "30", "--output", "relaxed.xyz"],
     "04_langevin.py": ["--steps", "60", "--molecule", "CH3OH", "--output", "run/dynamics"],
-    "05_periodic_stress.py": ["--side", "2", "--steps", "5", "--cell-steps", "2"],
+    "05_periodic_stress.py": ["--side", "2", "--steps", "5", "--cell-steps", "8"],
 }
 
 
