@@ -34,7 +34,8 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m pytest -m '' -s tests/benchmarks
+	$(BIN)/python tests/benchmarks/training_step.py
+	$(BIN)/python tests/benchmarks/neighbors.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

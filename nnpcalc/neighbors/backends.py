@@ -96,8 +96,7 @@ def _status(name: str) -> BackendStatus:
 
 
 def _torch(batch: AtomsBatch, cutoff: float) -> PairsAndShifts:
-    found = torch_candidates(batch, cutoff)
-    return found.pairs, found.shifts()
+    return torch_candidates(batch, cutoff).pairs_and_shifts()
 
 
 def _search_radius(batch: AtomsBatch, cutoff: float) -> float:

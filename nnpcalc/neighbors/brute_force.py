@@ -1,7 +1,7 @@
 """Brute force: every atom against every image of every atom of its system.
 
-O(n^2) per system with a small constant: systems are padded to the largest and all distances
-computed, in an order that needs no sorting afterwards.
+O(n^2) per system with a small constant: systems are padded to the largest, all distances
+computed as one matrix product, |a|^2 - 2 a b + |b|^2, and met in an order that needs no sorting.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nnpcalc.neighbors.pairs import Candidates, image_grid
+from nnpcalc.neighbors.pairs import Candidates, PairCode, image_grid, true_indices
 from nnpcalc.neighbors.wrapping import Wrapped
 
 if TYPE_CHECKING:
     from nnpcalc.batch import AtomsBatch
 
-CHUNK = {"cpu": 1 << 16, "cuda": 1 << 25}  # distances at a time
+CHUNK = {"cpu": 1 << 18, "cuda": 1 << 25}  # distances at a time
 
 
 def brute_force_candidates(
@@ -29,36 +29,51 @@ def brute_force_candidates(
         n: atoms of the largest system.
         reach: most images to look at along each lattice vector, over all systems.
     """
-    counts, n_systems = batch.counts, batch.n_systems
-    translations = image_grid(reach, batch.device)
+    device, n_systems = batch.device, batch.n_systems
+    translations = image_grid(reach, device)
     n_images = len(translations)
-    receivers = _pad(wrapped.positions, batch, n)
-    senders = receivers
+    code = PairCode.of(batch.n_atoms, n_images)
+    first = batch.counts.cumsum(0) - batch.counts
+    row = first[:, None] + torch.arange(n, device=device)
+    row_code = (code.receiver(row) + code.sender(first)[:, None]).reshape(-1)
+    column = code.sender(torch.arange(n, device=device))[:, None]
+    column_code = (column + torch.arange(n_images, device=device)).reshape(-1)
+
+    atoms = _pad(wrapped.positions, batch, n)
+    atoms = atoms - atoms[:, :, :1]  # rounding grows with the distance from the origin
+    images = None
     if wrapped.basis is not None and wrapped.reach is not None:
-        lattice = torch.einsum("md,bdc->cbm", translations.to(torch.float64), wrapped.basis)
+        images = torch.einsum("md,bdc->cbm", translations.to(torch.float64), wrapped.basis)
         if n_systems > 1:
             foreign = (translations.abs() > wrapped.reach[:, None, :]).any(2)
-            lattice.masked_fill_(foreign, torch.nan)  # which is close to nothing
-        senders = (receivers[:, :, :, None] + lattice[:, :, None, :]).flatten(2)
-    found = _close_pairs(receivers, senders, wrapped.radius)
+            images.masked_fill_(foreign, torch.nan)  # which is close to nothing
 
-    # found are flat indices of [B, n, n, n_images]
-    image = None
-    if n_images > 1:
-        image = found % n_images
-        found = torch.div(found, n_images, rounding_mode="floor")
-    i = torch.div(found, n, rounding_mode="floor")
-    j = found - i * n
-    if n_systems > 1:
-        system = torch.div(i, n, rounding_mode="floor")
-        start = (counts.cumsum(0) - counts).index_select(0, system)
-        i, j = i + (start - system * n), j + start
-    another = i != j if image is None else (i != j) | (image != n_images // 2)
-    keep = torch.nonzero(another)[:, 0]
-    pairs = torch.stack((i.index_select(0, keep), j.index_select(0, keep)))
-    if image is None:
-        return Candidates(pairs)
-    return Candidates(pairs, image.index_select(0, keep), translations, wrapped.wrap)
+    chunk = CHUNK["cpu" if device.type == "cpu" else "cuda"]
+    n_columns = n * n_images
+    n_rows = max(1, min(n, chunk // n_columns))
+    n_together = max(1, chunk // (n * n_columns))
+    # one buffer for all chunks: fresh memory costs more than the product that fills it
+    buffer = atoms.new_empty(min(n_together, n_systems) * n_rows * n_columns)
+    found = []
+    for b in range(0, n_systems, n_together):
+        receivers = atoms[:, b : b + n_together]
+        senders = receivers
+        if images is not None:
+            senders = (receivers[..., None] + images[:, b : b + n_together, None]).flatten(2)
+        for i in range(0, n, n_rows):
+            rows = receivers[:, :, i : i + n_rows]
+            squared, rounding = _squared_distances(rows, senders, buffer)
+            itself = squared.view(*squared.shape[:2], n, n_images)[..., n_images // 2]
+            itself.diagonal(i, 1, 2).fill_(torch.inf)
+            close = squared < wrapped.radius * wrapped.radius + rounding
+            index = true_indices(close.reshape(-1))
+            row = torch.div(index, n_columns, rounding_mode="floor")
+            index.sub_(row * n_columns)
+            codes = column_code.index_select(0, index)
+            found.append(codes.add_(row_code.index_select(0, row.add_(b * n + i))))
+    return Candidates(
+        torch.cat(found), code, None if images is None else translations, wrapped.wrap
+    )
 
 
 def _pad(columns: Tensor, batch: AtomsBatch, n: int) -> Tensor:
@@ -72,21 +87,21 @@ def _pad(columns: Tensor, batch: AtomsBatch, n: int) -> Tensor:
     return padded.reshape(3, batch.n_systems, n)
 
 
-def _close_pairs(receivers: Tensor, senders: Tensor, radius: Tensor) -> Tensor:
-    """Flat indices of [B, n, s]: receivers [3, B, n] and senders [3, B, s] within the radius."""
-    _, n_systems, n = receivers.shape
-    n_senders = senders.shape[2]
-    chunk = CHUNK["cpu" if receivers.device.type == "cpu" else "cuda"]
-    rows = max(1, min(n, chunk // n_senders))
-    systems = max(1, chunk // (n * n_senders))
-    radius_squared = radius * radius
-    found = []
-    for b in range(0, n_systems, systems):
-        s = senders[:, b : b + systems, None, :]
-        for i in range(0, n, rows):
-            r = receivers[:, b : b + systems, i : i + rows, None]
-            squared = (s[0] - r[0]).square_()
-            squared.add_((s[1] - r[1]).square_()).add_((s[2] - r[2]).square_())
-            close = torch.nonzero((squared < radius_squared).reshape(-1))[:, 0]
-            found.append(close.add_((b * n + i) * n_senders))
-    return torch.cat(found)
+def _squared_distances(receivers: Tensor, senders: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, n, s] in Å^2 from [3, B, n] and [3, B, s], and a bound on their rounding errors.
+
+    The distances are in the buffer.
+    """
+    one = torch.ones_like(receivers[:1])
+    squares = (receivers * receivers).sum(0, keepdim=True)
+    left = torch.cat((receivers, squares, one))
+    ones = torch.ones_like(senders[:1])
+    sender_squares = (senders * senders).sum(0, keepdim=True)
+    right = torch.cat((senders * -2, ones, sender_squares))
+    largest = torch.nan_to_num(sender_squares, 0.0, 0.0).max() + torch.nan_to_num(squares).max()
+    rounding = 32 * torch.finfo(torch.float64).eps * largest
+    # one of the factors contiguous: with two strided ones bmm is eight times slower
+    left, right = left.permute(1, 2, 0).contiguous(), right.transpose(0, 1)
+    squared = buffer[: left.shape[0] * left.shape[1] * right.shape[2]]
+    squared = squared.view(left.shape[0], left.shape[1], right.shape[2])
+    return torch.bmm(left, right, out=squared), rounding

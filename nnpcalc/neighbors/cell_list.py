@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nnpcalc.neighbors.pairs import Candidates, image_grid
+from nnpcalc.neighbors.pairs import Candidates, PairCode, image_grid, true_indices
 from nnpcalc.neighbors.wrapping import Wrapped, per_atom, transform
 
 if TYPE_CHECKING:
@@ -103,11 +103,10 @@ def cell_list_candidates(batch: AtomsBatch, wrapped: Wrapped) -> Candidates:
         points = points.followed_by(ghosts.ordered(ghost_order))
     ranges = find_ranges(bins, keys, system.index_select(0, order), ghost_keys)
     images = image_grid(reach, batch.device)
-    coding = PairCode.of(batch.n_atoms, len(images))
-    keys = close_pairs(ranges, points, wrapped.radius, coding)
-    keys = torch.sort(keys)[0]
-    pairs, image = coding.decode(keys)
-    return Candidates(pairs) if ghosts is None else Candidates(pairs, image, images, wrapped.wrap)
+    code = PairCode.of(batch.n_atoms, len(images))
+    codes = close_pairs(ranges, points, wrapped.radius, code, len(images) // 2)
+    codes = torch.sort(codes)[0]
+    return Candidates(codes, code, None if ghosts is None else images, wrapped.wrap)
 
 
 def make_ghosts(batch: AtomsBatch, wrapped: Wrapped) -> tuple[Points | None, list[int]]:
@@ -237,48 +236,18 @@ def find_ranges(bins: Bins, keys: Tensor, system: Tensor, ghost_keys: Tensor | N
     )
 
 
-@dataclass(frozen=True)
-class PairCode:
-    """A pair as one integer, (i << atom_bits | j) << image_bits | image, that sorts like the three.
+def close_pairs(
+    ranges: Ranges, points: Points, radius: Tensor, code: PairCode, home: int
+) -> Tensor:
+    """Codes [Q] of the pairs in `ranges` that are within the radius, in both directions.
 
-    home is the image without a shift.
+    home is the number of the image without a shift.
     """
-
-    atom_bits: int
-    image_bits: int
-    home: int
-
-    @staticmethod
-    def of(n_atoms: int, n_images: int) -> PairCode:
-        """The code for numbers of atoms and images, an error if 63 bits are not enough."""
-        code = PairCode((n_atoms - 1).bit_length(), (n_images - 1).bit_length(), n_images // 2)
-        if 2 * code.atom_bits + code.image_bits > 62:
-            raise ValueError(
-                f"{n_atoms} atoms with {n_images} periodic images within the cutoff are too many "
-                f"for one neighbor list; split the batch or shorten the cutoff"
-            )
-        return code
-
-    def receiver(self, points: Points) -> tuple[Tensor, Tensor]:
-        """What a point adds to a pair's code as the receiver i and as the sender j, image aside."""
-        return points.atom << (self.atom_bits + self.image_bits), points.atom << self.image_bits
-
-    def decode(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Pairs [2, Q] and image [Q] of codes [Q], which are overwritten."""
-        pairs = codes.new_empty(2, len(codes))
-        torch.bitwise_right_shift(codes, self.atom_bits + self.image_bits, out=pairs[0])
-        torch.bitwise_right_shift(codes, self.image_bits, out=pairs[1])
-        pairs[1].bitwise_and_((1 << self.atom_bits) - 1)
-        return pairs, codes.bitwise_and_((1 << self.image_bits) - 1)
-
-
-def close_pairs(ranges: Ranges, points: Points, radius: Tensor, code: PairCode) -> Tensor:
-    """Codes [Q] of the pairs in `ranges` that are within the radius, in both directions."""
     device = points.atom.device
-    receiver, sender = code.receiver(points)
+    receiver, sender = code.receiver(points.atom), code.sender(points.atom)
     image = 0 if points.image is None else points.image
     # a ghost's image is seen from the atom, the atom's from the ghost is opposite
-    forward, backward = sender + (code.home + image), receiver + (code.home - image)
+    forward, backward = sender + (home + image), receiver + (home - image)
 
     end = ranges.length.cumsum(0)
     jump = ranges.start - (end - ranges.length)
@@ -299,7 +268,7 @@ def close_pairs(ranges: Ranges, points: Points, radius: Tensor, code: PairCode) 
             for x in points.positions.unbind(0):
                 d = x.index_select(0, j).sub_(x.index_select(0, point).index_select(0, row))
                 squared = d.square_().add_(squared)
-            close = torch.nonzero(squared < radius_squared)[:, 0]
+            close = true_indices(squared < radius_squared)
             i, j = point.index_select(0, row.index_select(0, close)), j.index_select(0, close)
             found.append(receiver.index_select(0, i) + forward.index_select(0, j))
             found.append(sender.index_select(0, i) + backward.index_select(0, j))

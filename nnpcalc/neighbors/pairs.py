@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,7 +48,7 @@ class NeighborList:
 
     def within(self, cutoff: float) -> NeighborList:
         """The pairs closer than a shorter cutoff (Å): equal to a list built with that cutoff."""
-        return self.select(torch.nonzero(self.distances < cutoff)[:, 0])
+        return self.select(true_indices(self.distances < cutoff))
 
     def select(self, index: Tensor) -> NeighborList:
         """The pairs with the numbers index [Q] int64, in that order."""
@@ -60,30 +61,79 @@ class NeighborList:
 
 
 @dataclass(frozen=True)
+class PairCode:
+    """A pair as one integer that sorts like (i, j, image).
+
+    (i << atom_bits | j) << image_bits | image, with image the number of a translation.
+    """
+
+    atom_bits: int
+    image_bits: int
+
+    @staticmethod
+    def of(n_atoms: int, n_images: int) -> PairCode:
+        """The code for numbers of atoms and images, an error if 63 bits are not enough."""
+        code = PairCode((n_atoms - 1).bit_length(), (n_images - 1).bit_length())
+        if 2 * code.atom_bits + code.image_bits > 62:
+            raise ValueError(
+                f"{n_atoms} atoms with {n_images} periodic images within the cutoff are too many "
+                f"for one neighbor list; split the batch or shorten the cutoff"
+            )
+        return code
+
+    def receiver(self, atom: Tensor) -> Tensor:
+        """What an atom [Q] adds to a code as i."""
+        return atom << (self.atom_bits + self.image_bits)
+
+    def sender(self, atom: Tensor) -> Tensor:
+        """What an atom [Q] adds to a code as j."""
+        return atom << self.image_bits
+
+    def decode(self, codes: Tensor, pairs: Tensor) -> Tensor:
+        """Write i and j of codes [Q] into pairs [2, Q]; the images [Q] are returned."""
+        torch.bitwise_right_shift(codes, self.atom_bits + self.image_bits, out=pairs[0])
+        torch.bitwise_right_shift(codes, self.image_bits, out=pairs[1])
+        pairs[1].bitwise_and_((1 << self.atom_bits) - 1)
+        return codes & ((1 << self.image_bits) - 1)
+
+
+@dataclass(frozen=True)
 class Candidates:
-    """Sorted superset of the pairs, as an algorithm found it.
+    """Superset of the pairs, as an algorithm of the torch back end finds it.
 
     Attributes:
-        pairs: [2, Q] int64.
-        image: [Q] int64, row of `translations`; None if no pair leaves the cell.
-        translations: [M, 3] int64, in lexicographic order.
+        codes: [Q] int64, ascending, of pairs and of rows of `translations`.
+        code: how to read them.
+        translations: [M, 3] int64, in lexicographic order; None if all systems are open.
         wrap: int64 [N, 3], original + wrap @ cell = wrapped, or None for zero.
     """
 
-    pairs: Tensor
-    image: Tensor | None = None
+    codes: Tensor
+    code: PairCode
     translations: Tensor | None = None
     wrap: Tensor | None = None
 
-    def shifts(self) -> Tensor:
-        """[Q, 3] int64 of the original atoms, in order as those of the wrapped atoms are."""
-        if self.image is None or self.translations is None:
-            return self.pairs.new_zeros(self.pairs.shape[1], 3)
-        shifts = self.translations.index_select(0, self.image)
+    def pairs_and_shifts(self) -> tuple[Tensor, Tensor]:
+        """[2, Q] and [Q, 3] int64, the shifts of the atoms as given, not of the wrapped ones.
+
+        Both are in order: going from one to the other changes all shifts of (i, j) alike.
+        """
+        pairs = self.codes.new_empty(2, len(self.codes))
+        image = self.code.decode(self.codes, pairs)
+        if self.translations is None:
+            return pairs, pairs.new_zeros(len(self.codes), 3)
+        shifts = self.translations.index_select(0, image)
         if self.wrap is not None:
-            shifts.add_(self.wrap.index_select(0, self.pairs[1]))
-            shifts.sub_(self.wrap.index_select(0, self.pairs[0]))
-        return shifts
+            shifts.add_(self.wrap.index_select(0, pairs[1]))
+            shifts.sub_(self.wrap.index_select(0, pairs[0]))
+        return pairs, shifts
+
+
+def true_indices(mask: Tensor) -> Tensor:
+    """Where a mask [Q] is true, int64. NumPy's loop is several times faster than torch's."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return torch.nonzero(mask)[:, 0]
 
 
 def image_grid(reach: list[int], device: torch.device) -> Tensor:
@@ -114,20 +164,22 @@ def accept(batch: AtomsBatch, candidates: Candidates, cutoff: float) -> Neighbor
         ValueError: two atoms in the same place.
     """
     table = _translation_table(batch, candidates)
-    if candidates.image is not None and table is None:
-        return measure(batch, candidates.pairs, candidates.shifts(), cutoff)
-    pairs, images = candidates.pairs, candidates.translations
+    images = candidates.translations
+    if images is not None and table is None:
+        return measure(batch, *candidates.pairs_and_shifts(), cutoff)
     positions = batch.positions.detach().contiguous()
-    found = _empty(pairs, positions)
-    for part in _chunks(pairs):
-        i, j, vector = pairs[0, part], pairs[1, part], found.vectors[part]
+    codes = candidates.codes
+    found = _empty(codes.new_empty(2, len(codes)), positions)
+    # everything about one chunk while it is in the cache
+    for part in _chunks(found.pairs):
+        image = candidates.code.decode(codes[part], found.pairs[:, part])
+        i, j, vector = found.pairs[0, part], found.pairs[1, part], found.vectors[part]
         torch.index_select(positions, 0, j, out=vector)
         vector.sub_(positions.index_select(0, i))
-        if table is not None and images is not None and candidates.image is not None:
-            image = candidates.image[part]
+        if images is not None and table is not None:
             torch.index_select(images, 0, image, out=found.shifts[part])
             if batch.n_systems > 1:
-                image = image + batch.system.index_select(0, i) * len(images)
+                image.add_(batch.system.index_select(0, i) * len(images))
             vector.add_(table.index_select(0, image))
         found.distances[part] = pair_distances(vector)
     return _closer(batch, found, cutoff)
@@ -199,7 +251,7 @@ def _translation_table(batch: AtomsBatch, candidates: Candidates) -> Tensor | No
     if translations is None or candidates.wrap is not None:
         return None
     n_systems, n_images = batch.n_systems, len(translations)
-    if n_systems * n_images > candidates.pairs.shape[1]:
+    if n_systems * n_images > len(candidates.codes):
         return None
     systems = torch.arange(n_systems, device=translations.device)
     receivers = systems.repeat_interleave(n_images)
