@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from nnpcalc.batch import AtomsBatch
 from nnpcalc.neighbors import (
     NeighborList,
+    geometry,
     neighbor_list,
     neighbor_lists,
     pair_distances,
@@ -79,6 +80,35 @@ def test_500_random_structures_equal_ase(algorithm: str) -> None:
             np.testing.assert_array_equal(rows_of(by(algorithm, batch_of(atoms), cutoff)), rows)
         together = rows_of(by(algorithm, batch_of(part), cutoff))
         np.testing.assert_array_equal(together, ase_rows(part, cutoff))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_without_asking_the_device(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU executes, where looking at a value means waiting, on the CPU."""
+    monkeypatch.setattr(geometry, "asking_is_free", lambda device: False)
+    rng = np.random.default_rng(21)
+    structures = [random_structure(rng, 4.0, mask=k % 8) for k in range(16)]
+    structures += [molecule("C6H6"), Atoms(), bulk("Cu") * (6, 6, 6)]
+    for part in (structures, structures[-1:], [molecule("CH4")]):
+        found = by(algorithm, batch_of(part), 4.0)
+        np.testing.assert_array_equal(rows_of(found), ase_rows(part, 4.0))
+    broken = batch_of(molecule("CH4"))
+    broken.positions[2] = math.nan
+    with pytest.raises(ValueError, match="system 0: atom 2"):
+        neighbor_list(broken, 4.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_gpu_finds_the_same_list(dtype: torch.dtype) -> None:
+    rng = np.random.default_rng(22)
+    structures = [random_structure(rng, 4.0, mask=k % 8) for k in range(16)]
+    structures.append(bulk("Cu") * (12, 12, 12))
+    batch = batch_of(structures, dtype)
+    for algorithm in ALGORITHMS:
+        found, expected = by(algorithm, batch.to("cuda"), 4.0), by(algorithm, batch, 4.0)
+        for name in ("pairs", "shifts", "vectors", "distances"):
+            assert torch.equal(getattr(found, name).cpu(), getattr(expected, name)), name
 
 
 # --- conventions -------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnpcalc.batch import AtomsBatch
-from nnpcalc.neighbors import VerletList, neighbor_list
+from nnpcalc.neighbors import VerletList, geometry, neighbor_list
 from random_structures import assert_identical, batch_of, random_structure
 
 
@@ -30,6 +30,12 @@ def lattice_jumps(batch: AtomsBatch, rng: np.random.Generator, share: float) -> 
     steps = rng.integers(-2, 3, (batch.n_atoms, 3)) * (rng.random((batch.n_atoms, 1)) < share)
     steps = torch.tensor(steps, dtype=batch.dtype) * batch.pbc[batch.system]
     return (steps[:, None] @ batch.cell[batch.system])[:, 0]
+
+
+@pytest.fixture(params=[True, False], ids=["cpu", "as-on-a-gpu"])
+def asking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways through the code, on the CPU."""
+    monkeypatch.setattr(geometry, "asking_is_free", lambda device: request.param)
 
 
 @settings(max_examples=25, deadline=None)
@@ -59,7 +65,7 @@ def test_any_trajectory(seed: int, n_systems: int, skin: float, dtype: torch.dty
         assert_identical(neighbors.update(batch), neighbor_list(batch, 4.0))
 
 
-def test_searches_after_half_the_skin() -> None:
+def test_searches_after_half_the_skin(asking: None) -> None:
     batch = batch_of(bulk("Cu", cubic=True) * (2, 2, 2))
     neighbors = VerletList(4.0, skin=0.5)
     neighbors.update(batch)
@@ -82,7 +88,7 @@ def test_no_pair_is_missed_when_two_atoms_approach() -> None:
     assert neighbors.n_searches == 1
 
 
-def test_jumps_need_no_search() -> None:
+def test_jumps_need_no_search(asking: None) -> None:
     """Wrapping is not motion; the shifts follow, and follow back."""
     rng = np.random.default_rng(3)
     batch = batch_of([random_structure(rng, 4.0, mask=mask) for mask in (7, 5, 7)])
@@ -94,7 +100,7 @@ def test_jumps_need_no_search() -> None:
     assert neighbors.n_searches == 1
 
 
-def test_only_stale_systems_are_searched() -> None:
+def test_only_stale_systems_are_searched(asking: None) -> None:
     rng = np.random.default_rng(4)
     structures = [random_structure(rng, 4.0, max_atoms=40) for _ in range(6)]
     batch = batch_of(structures)
@@ -120,7 +126,7 @@ def test_only_stale_systems_are_searched() -> None:
     assert neighbors.n_systems_searched == 9
 
 
-def test_another_structure_gets_another_list() -> None:
+def test_another_structure_gets_another_list(asking: None) -> None:
     """The same number of atoms at the same places is not the same structure."""
     crystal = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
     batch = batch_of(crystal)
@@ -186,7 +192,7 @@ def test_no_graph_is_kept_alive() -> None:
     assert alive() is None
 
 
-def test_errors_leave_nothing_behind() -> None:
+def test_errors_leave_nothing_behind(asking: None) -> None:
     batch = batch_of([molecule("H2O"), molecule("CH4")])
     neighbors = VerletList(5.0, skin=0.5)
     neighbors.update(batch)

@@ -6,12 +6,13 @@ computed as one matrix product, |a|^2 - 2 a b + |b|^2, and met in an order that 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from nnpcalc.neighbors.pairs import Candidates, PairCode, image_grid, true_indices
+from nnpcalc.neighbors.pairs import Candidates, PairCode, fresh, image_grid, joined, true_indices
 from nnpcalc.neighbors.wrapping import Wrapped
 
 if TYPE_CHECKING:
@@ -53,27 +54,28 @@ def brute_force_candidates(
     n_rows = max(1, min(n, chunk // n_columns))
     n_together = max(1, chunk // (n * n_columns))
     # one buffer for all chunks: fresh memory costs more than the product that fills it
-    buffer = atoms.new_empty(min(n_together, n_systems) * n_rows * n_columns)
+    size = min(n_together, n_systems) * n_rows * n_columns
+    buffer = fresh((size,), torch.float64, device)
     found = []
     for b in range(0, n_systems, n_together):
         receivers = atoms[:, b : b + n_together]
         senders = receivers
         if images is not None:
             senders = (receivers[..., None] + images[:, b : b + n_together, None]).flatten(2)
+        left, right, rounding = _factors(receivers, senders)
+        limit = wrapped.radius * wrapped.radius + rounding
         for i in range(0, n, n_rows):
-            rows = receivers[:, :, i : i + n_rows]
-            squared, rounding = _squared_distances(rows, senders, buffer)
-            itself = squared.view(*squared.shape[:2], n, n_images)[..., n_images // 2]
+            rows = left[:, i : i + n_rows]
+            shape = (rows.shape[0], rows.shape[1], n_columns)
+            squared = torch.bmm(rows, right, out=buffer[: math.prod(shape)].view(shape))
+            itself = squared.view(*shape[:2], n, n_images)[..., n_images // 2]
             itself.diagonal(i, 1, 2).fill_(torch.inf)
-            close = squared < wrapped.radius * wrapped.radius + rounding
-            index = true_indices(close.reshape(-1))
+            index = true_indices((squared < limit).reshape(-1))
             row = torch.div(index, n_columns, rounding_mode="floor")
             index.sub_(row * n_columns)
             codes = column_code.index_select(0, index)
             found.append(codes.add_(row_code.index_select(0, row.add_(b * n + i))))
-    return Candidates(
-        torch.cat(found), code, None if images is None else translations, wrapped.wrap
-    )
+    return Candidates(joined(found), code, None if images is None else translations, wrapped.wrap)
 
 
 def _pad(columns: Tensor, batch: AtomsBatch, n: int) -> Tensor:
@@ -87,21 +89,18 @@ def _pad(columns: Tensor, batch: AtomsBatch, n: int) -> Tensor:
     return padded.reshape(3, batch.n_systems, n)
 
 
-def _squared_distances(receivers: Tensor, senders: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, n, s] in Å^2 from [3, B, n] and [3, B, s], and a bound on their rounding errors.
+def _factors(receivers: Tensor, senders: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Two matrices of which the product is the squared distances [B, n, s].
 
-    The distances are in the buffer.
+    From receivers [3, B, n] and senders [3, B, s], in Å; also a bound on the rounding, Å^2.
     """
-    one = torch.ones_like(receivers[:1])
-    squares = (receivers * receivers).sum(0, keepdim=True)
-    left = torch.cat((receivers, squares, one))
-    ones = torch.ones_like(senders[:1])
-    sender_squares = (senders * senders).sum(0, keepdim=True)
-    right = torch.cat((senders * -2, ones, sender_squares))
-    largest = torch.nan_to_num(sender_squares, 0.0, 0.0).max() + torch.nan_to_num(squares).max()
+    left = receivers.new_ones(5, *receivers.shape[1:])
+    left[:3] = receivers
+    torch.sum(receivers * receivers, 0, out=left[3])
+    right = senders.new_ones(5, *senders.shape[1:])
+    torch.mul(senders, -2, out=right[:3])
+    torch.sum(senders * senders, 0, out=right[4])
+    largest = torch.nan_to_num(left[3]).max() + torch.nan_to_num(right[4]).max()
     rounding = 32 * torch.finfo(torch.float64).eps * largest
-    # one of the factors contiguous: with two strided ones bmm is eight times slower
-    left, right = left.permute(1, 2, 0).contiguous(), right.transpose(0, 1)
-    squared = buffer[: left.shape[0] * left.shape[1] * right.shape[2]]
-    squared = squared.view(left.shape[0], left.shape[1], right.shape[2])
-    return torch.bmm(left, right, out=squared), rounding
+    # with two strided factors bmm is eight times slower
+    return left.permute(1, 2, 0).contiguous(), right.transpose(0, 1), rounding

@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nnpcalc.neighbors.pairs import Candidates, PairCode, image_grid, true_indices
+from nnpcalc.neighbors import geometry
+from nnpcalc.neighbors.pairs import (
+    Candidates,
+    PairCode,
+    image_grid,
+    joined,
+    sorted_codes,
+    true_indices,
+)
 from nnpcalc.neighbors.wrapping import Wrapped, per_atom, transform
 
 if TYPE_CHECKING:
@@ -86,7 +94,8 @@ class Ranges:
 def cell_list_candidates(batch: AtomsBatch, wrapped: Wrapped) -> Candidates:
     """Sorted candidates for the pairs within the radius of `wrapped`.
 
-    On a GPU the host waits for three sizes: of ghosts, of candidates and of pairs.
+    On a GPU the host waits for the numbers of ghosts, candidates and pairs, besides the sizes that
+    the choice of the algorithm asks for and the check for overlapping atoms at the end.
     """
     system = batch.system
     bins = make_bins(batch, wrapped)
@@ -105,7 +114,7 @@ def cell_list_candidates(batch: AtomsBatch, wrapped: Wrapped) -> Candidates:
     images = image_grid(reach, batch.device)
     code = PairCode.of(batch.n_atoms, len(images))
     codes = close_pairs(ranges, points, wrapped.radius, code, len(images) // 2)
-    codes = torch.sort(codes)[0]
+    codes = sorted_codes(codes)
     return Candidates(codes, code, None if ghosts is None else images, wrapped.wrap)
 
 
@@ -195,7 +204,8 @@ def find_ranges(bins: Bins, keys: Tensor, system: Tensor, ghost_keys: Tensor | N
     ghosts in all neighboring bins."""
     n_atoms, device = len(keys), keys.device
     atoms = torch.arange(n_atoms, device=device)
-    if device.type == "cpu":
+    compact = geometry.asking_is_free(device)
+    if compact:
         bin_key, number = torch.unique_consecutive(keys, return_counts=True)
         begin = number.cumsum(0) - number
     else:  # every atom searches for itself: more work, but no size to wait for
@@ -217,7 +227,7 @@ def find_ranges(bins: Bins, keys: Tensor, system: Tensor, ghost_keys: Tensor | N
     length, start = torch.cat(lengths).T, torch.cat(starts).T
     own_end = torch.searchsorted(keys, bin_key + 1, right=True)
 
-    if device.type == "cpu":  # most are empty
+    if compact:  # most are empty
         bin_of, column = torch.nonzero(length).unbind(1)
         start, length = start[bin_of, column], length[bin_of, column]
         number_of = number.index_select(0, bin_of)
@@ -253,9 +263,10 @@ def close_pairs(
     jump = ranges.start - (end - ranges.length)
     chunk = CHUNK["cpu" if device.type == "cpu" else "cuda"]
     total = int(end[-1])
-    targets = torch.arange(chunk, max(total, chunk), chunk, device=device)
-    last = torch.cat((torch.searchsorted(end, targets), end.new_full((1,), len(end) - 1)))
-    stops = torch.stack((last + 1, end.index_select(0, last)), 1).tolist()
+    stops = [[len(end), total]]
+    if total > chunk:
+        last = torch.searchsorted(end, torch.arange(chunk, total, chunk, device=device))
+        stops = torch.stack((last + 1, end.index_select(0, last)), 1).tolist() + stops
     radius_squared = radius * radius
     found = []
     r0 = c0 = 0
@@ -273,4 +284,4 @@ def close_pairs(
             found.append(receiver.index_select(0, i) + forward.index_select(0, j))
             found.append(sender.index_select(0, i) + backward.index_select(0, j))
         r0, c0 = r1, c1
-    return torch.cat(found) if found else end[:0]
+    return joined(found) if found else end[:0]

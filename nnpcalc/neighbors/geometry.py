@@ -53,6 +53,11 @@ def pair_distances(vectors: Tensor) -> Tensor:
     return torch.sqrt(x * x + y * y + z * z)
 
 
+def asking_is_free(device: torch.device) -> bool:
+    """Whether the host may look at values. On a GPU it waits for all work before them."""
+    return device.type == "cpu"
+
+
 def periodic_basis(cell: Tensor, pbc: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
     """Basis, inverse and plane distances of each system, for any mixture of periodic directions.
 
@@ -69,7 +74,7 @@ def periodic_basis(cell: Tensor, pbc: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         in Å, all float64.
     """
     basis = cell.to(torch.float64)
-    if cell.device.type != "cpu" or not bool(pbc.all()):
+    if not (asking_is_free(cell.device) and bool(pbc.all())):
         basis = _fill_open_directions(basis, pbc)
     # the reciprocal vectors, written out: no LAPACK call, no synchronisation on a GPU
     a, b, c = basis.unbind(1)

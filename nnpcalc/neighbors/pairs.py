@@ -118,7 +118,7 @@ class Candidates:
 
         Both are in order: going from one to the other changes all shifts of (i, j) alike.
         """
-        pairs = self.codes.new_empty(2, len(self.codes))
+        pairs = fresh((2, len(self.codes)), torch.int64, self.codes.device)
         image = self.code.decode(self.codes, pairs)
         if self.translations is None:
             return pairs, pairs.new_zeros(len(self.codes), 3)
@@ -127,6 +127,29 @@ class Candidates:
             shifts.add_(self.wrap.index_select(0, pairs[1]))
             shifts.sub_(self.wrap.index_select(0, pairs[0]))
         return pairs, shifts
+
+
+def fresh(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialised tensor, on the CPU in memory that NumPy asks huge pages for.
+
+    Lists of a million pairs are 70 MB, of which the first touch of 4 kB pages costs more time than
+    the list.
+    """
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.empty(shape, dtype=str(dtype).removeprefix("torch.")))
+
+
+def joined(codes: list[Tensor]) -> Tensor:
+    """Codes [Q] of their parts, of which there is at least one."""
+    total = sum(len(part) for part in codes)
+    return torch.cat(codes, out=fresh((total,), torch.int64, codes[0].device))
+
+
+def sorted_codes(codes: Tensor) -> Tensor:
+    """Codes [Q] in ascending order."""
+    values, indices = (fresh((len(codes),), torch.int64, codes.device) for _ in range(2))
+    return torch.sort(codes, out=(values, indices))[0]
 
 
 def true_indices(mask: Tensor) -> Tensor:
@@ -169,7 +192,7 @@ def accept(batch: AtomsBatch, candidates: Candidates, cutoff: float) -> Neighbor
         return measure(batch, *candidates.pairs_and_shifts(), cutoff)
     positions = batch.positions.detach().contiguous()
     codes = candidates.codes
-    found = _empty(codes.new_empty(2, len(codes)), positions)
+    found = _empty(fresh((2, len(codes)), torch.int64, codes.device), positions)
     # everything about one chunk while it is in the cache
     for part in _chunks(found.pairs):
         image = candidates.code.decode(codes[part], found.pairs[:, part])
@@ -224,12 +247,12 @@ def _chunks(pairs: Tensor) -> list[slice]:
 
 
 def _empty(pairs: Tensor, positions: Tensor, *, with_shifts: bool = True) -> NeighborList:
-    n_pairs = pairs.shape[1]
+    n_pairs, dtype, device = pairs.shape[1], positions.dtype, positions.device
     return NeighborList(
         pairs,
-        pairs.new_zeros(n_pairs if with_shifts else 0, 3),
-        positions.new_empty(n_pairs, 3),
-        positions.new_empty(n_pairs),
+        fresh((n_pairs if with_shifts else 0, 3), torch.int64, device).zero_(),
+        fresh((n_pairs, 3), dtype, device),
+        fresh((n_pairs,), dtype, device),
     )
 
 
@@ -241,7 +264,7 @@ def _closer(batch: AtomsBatch, found: NeighborList, cutoff: float) -> NeighborLi
     if shortest < OVERLAP:
         raise overlap_error(batch, found)
     # compared as tensors are: in the precision of the distances
-    limit = float(torch.tensor(cutoff, dtype=found.distances.dtype))
+    limit = cutoff if found.distances.dtype == torch.float64 else float(np.float32(cutoff))
     return found if longest < limit else found.within(cutoff)
 
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 # Brute force looks at B n^2 M distances: n atoms in the largest of B systems, M images. It is
 # faster up to a number of them, and in batches of small systems up to a number per atom. Measured
 # on one thread of a server CPU with a cutoff of 5 Å and 0.1 atoms/Å^3
-# (tests/benchmarks/neighbors.py): for one system the algorithms meet near 500 atoms without and 90
-# atoms with periodicity (M = 27), for a hundred periodic systems near 30 atoms each. On a GPU both
-# are bound by launches, and the number is a guess.
-FEW_DISTANCES = {"cpu": 250_000, "cuda": 4_000_000}
-FEW_PER_ATOM = 800
+# (tests/benchmarks/neighbors.py --crossover): for one system the algorithms meet near 1,000 atoms
+# without and 200 atoms with periodicity (M = 27), for a hundred periodic systems near 55 atoms
+# each. On a GPU both are bound by launches, and the number is a guess.
+FEW_DISTANCES = {"cpu": 1_000_000, "cuda": 16_000_000}
+FEW_PER_ATOM = 1500
 
 
 def torch_candidates(batch: AtomsBatch, cutoff: float, algorithm: str = "auto") -> Candidates:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nnpcalc.neighbors import geometry
 from nnpcalc.neighbors.backends import candidates, find
 from nnpcalc.neighbors.geometry import pair_translations, periodic_basis
 from nnpcalc.neighbors.pairs import NeighborList, checked_cutoff, empty_list, measure
@@ -60,7 +61,7 @@ class _Built:
         """A list of a batch; positions, which are not copied, are where atoms were searched."""
         batch = replace(batch, cell=batch.cell.clone())
         lattice = None
-        if batch.device.type != "cpu" or bool(batch.pbc.any()):
+        if not geometry.asking_is_free(batch.device) or bool(batch.pbc.any()):
             lattice = periodic_basis(batch.cell, batch.pbc)
         limit = float(_limit(batch, lattice, reach, skin))
         translations = pair_translations(batch.cell, batch.system, pairs[0], shifts)
@@ -252,7 +253,7 @@ def _same_layout(old: AtomsBatch, new: AtomsBatch) -> bool:
 def _hardly_moved(built: _Built, batch: AtomsBatch) -> bool:
     """Whether the list holds as it is. Cheap, and on a GPU, where asking costs, always False."""
     old = built.batch
-    if batch.device.type != "cpu" or built.jumps is not None or built.limit <= 0:
+    if not geometry.asking_is_free(batch.device) or built.jumps is not None or built.limit <= 0:
         return False
     moved = batch.positions - built.positions
     return (

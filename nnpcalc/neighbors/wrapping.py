@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nnpcalc.neighbors import geometry
 from nnpcalc.neighbors.geometry import periodic_basis
 from nnpcalc.state import element_symbol
 
@@ -66,10 +67,10 @@ def wrap_atoms(batch: AtomsBatch, cutoff: float) -> Wrapped:
     """
     x = batch.positions.detach().to(torch.float64).T.contiguous()
     scale = x.abs().max()
-    on_cpu = x.device.type == "cpu"
-    if on_cpu and not bool(torch.isfinite(scale)):
+    may_ask = geometry.asking_is_free(batch.device)
+    if may_ask and not bool(torch.isfinite(scale)):
         raise not_finite_error(batch)
-    if on_cpu and not bool(batch.pbc.any()):
+    if may_ask and not bool(batch.pbc.any()):
         return Wrapped(x, (cutoff + rounding(batch, scale)) * (1 + 1e-9))
     basis, inverse, heights = periodic_basis(batch.cell.detach(), batch.pbc)
     fractional = transform(x, inverse, batch.system)
@@ -77,7 +78,7 @@ def wrap_atoms(batch: AtomsBatch, cutoff: float) -> Wrapped:
     steps = torch.where(pbc, -fractional.floor(), 0.0)
     x = x + transform(steps, basis, batch.system)
     radius = (cutoff + rounding(batch, scale, basis, heights, cutoff)) * (1 + 1e-9)
-    unmoved = on_cpu and not bool(steps.any())
+    unmoved = may_ask and not bool(steps.any())
     wrap = None if unmoved else steps.T.to(torch.int64).contiguous()
     # wrapped fractional coordinates differ by at most 1
     reach = torch.floor(radius / heights + 1).to(torch.int64) * batch.pbc
