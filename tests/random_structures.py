@@ -51,7 +51,9 @@ def _random_cell(rng: np.random.Generator, cutoff: float) -> NDArray[np.float64]
         slope = np.tan(np.radians(rng.uniform(-60, 60, 3)))
         cell[1, 0], cell[2, 0], cell[2, 1] = slope * lengths[[1, 2, 2]]
     if rng.random() < 0.5:
-        cell = cell @ np.linalg.qr(rng.normal(size=(3, 3)))[0]  # a reflection in half of them
+        cell = cell @ np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    if rng.random() < 0.3:
+        cell[int(rng.integers(3))] *= -1
     return cell
 
 

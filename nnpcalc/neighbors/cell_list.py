@@ -5,9 +5,9 @@ One code for CPU and CUDA, in tensor operations, for all systems at once:
 1. Atoms of periodic systems are wrapped, and copied ("ghosts") into the images that come within the
    cutoff of the cell. Only images with a lexicographically positive shift are needed, because
    (i, j, s) and (j, i, -s) are the same pair. From here on nothing is periodic.
-2. Atoms and ghosts are put into cubic bins as wide as the cutoff and sorted by bin. The box that is
-   binned is the one the atoms occupy, and bins are integer keys, not an array: empty ones cost
-   nothing.
+2. Atoms and ghosts are put into bins, as wide as the cutoff in x and y and a quarter of it in z,
+   and sorted by bin. The box that is binned is the one the atoms occupy, and bins are integer keys,
+   not an array: empty ones cost nothing.
 3. Bins that differ only in z have consecutive keys, so the partners of a bin are a few ranges of
    the sorted atoms, found by binary search.
 4. Ranges are expanded to candidate pairs in chunks that stay in the cache, and the close ones kept
@@ -36,6 +36,7 @@ from nnpcalc.neighbors.wrapping import Wrapped, per_atom, transform
 if TYPE_CHECKING:
     from nnpcalc.batch import AtomsBatch
 
+SLICES = 4  # bins per cutoff along z, where more of them cost nothing
 ONE_BIN = 48  # systems of at most this many atoms are a single bin
 CHUNK = {"cpu": 1 << 16, "cuda": 1 << 25}  # candidates at a time
 FAR_AWAY = 1 << 62  # the bin of ghosts that no atom can reach
@@ -159,9 +160,9 @@ def make_ghosts(batch: AtomsBatch, wrapped: Wrapped) -> tuple[Points | None, lis
 
 
 def make_bins(batch: AtomsBatch, wrapped: Wrapped) -> Bins:
-    """Grids around the atoms of each system, with one empty layer on every side.
+    """Grids around the atoms of each system, with empty layers of a cutoff on every side.
 
-    Systems wider than 2^20 cutoffs or so (fewer in large batches) get wider bins instead of more,
+    Systems wider than 2^19 cutoffs or so (fewer in large batches) get wider bins instead of more,
     so that all keys fit into 62 bits; small systems get one.
     """
     counts = batch.counts[:, None]
@@ -175,10 +176,12 @@ def make_bins(batch: AtomsBatch, wrapped: Wrapped) -> Bins:
         )
         low, high = (torch.where(counts == 0, 0.0, v) for v in (low, high))
     extent = high - low
-    most = 2.0 ** ((61 - batch.n_systems.bit_length()) // 3) - 4
+    most = 2.0 ** ((59 - batch.n_systems.bit_length()) // 3) - 16
     width = torch.maximum(wrapped.radius, extent / most)
     width = torch.where(counts <= ONE_BIN, extent + wrapped.radius, width)
+    width[:, 2] /= SLICES
     dims = (extent / width).floor().to(torch.int64) + 3
+    dims[:, 2] += 2 * (SLICES - 1)
     volume = dims.prod(1)
     return Bins(low, width, dims, volume.cumsum(0) - volume)
 
@@ -190,7 +193,7 @@ def bin_keys(bins: Bins, points: Tensor, system: Tensor, *, strangers: bool = Fa
     for d in range(3):
         origin, width = per_atom(bins.origin[:, d], system), per_atom(bins.width[:, d], system)
         dim = per_atom(bins.dims[:, d], system)
-        index = ((points[d] - origin) / width).floor_().add_(1)
+        index = ((points[d] - origin) / width).floor_().add_(SLICES if d == 2 else 1)
         if strangers:
             here = (index >= 0) & (index < dim)
             inside = here if inside is None else inside & here
@@ -221,11 +224,11 @@ def find_ranges(bins: Bins, keys: Tensor, system: Tensor, ghost_keys: Tensor | N
     for sorted_keys, offset, rows in searches:
         dx, dy = torch.tensor(rows, device=device).T[:, :, None]
         center = (dx * ny + dy) * nz + bin_key
-        start = torch.searchsorted(sorted_keys, center - 1)
-        lengths.append(torch.searchsorted(sorted_keys, center + 1, right=True) - start)
+        start = torch.searchsorted(sorted_keys, center - SLICES)
+        lengths.append(torch.searchsorted(sorted_keys, center + SLICES, right=True) - start)
         starts.append(start + offset)
     length, start = torch.cat(lengths).T, torch.cat(starts).T
-    own_end = torch.searchsorted(keys, bin_key + 1, right=True)
+    own_end = torch.searchsorted(keys, bin_key + SLICES, right=True)
 
     if compact:  # most are empty
         bin_of, column = torch.nonzero(length).unbind(1)
