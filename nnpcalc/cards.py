@@ -16,12 +16,13 @@ from torch import nn
 
 from nnpcalc.models import ARCHITECTURES, build_core
 from nnpcalc.potential import Potential
-from nnpcalc.terms import ZBL, AtomicEnergies, SystemEnergy
+from nnpcalc.terms import ZBL, AtomicEnergies, StateEnergy, SystemEnergy
 
 #: Terms a card may name: their class and the constructor arguments, which are attributes too.
 TERMS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "atomic_energies": (AtomicEnergies, ()),  # the energies themselves are among the weights
     "zbl": (ZBL, ("reach",)),
+    "state_energy": (StateEnergy, ("charge", "charge_squared", "unpaired_electrons")),
     "system_energy": (SystemEnergy, ("energy",)),
 }
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

@@ -83,6 +83,7 @@ class Potential(nn.Module):
         dtype = vectors.dtype
         distances = torch.sqrt((vectors * vectors).sum(-1))
         total_charge = charge.to(dtype)
+        spin_multiplicity = multiplicity.to(dtype)
         output = self.core(
             numbers,
             pairs,
@@ -90,12 +91,14 @@ class Potential(nn.Module):
             distances,
             system,
             total_charge,
-            multiplicity.to(dtype),
+            spin_multiplicity,
             partial_charges,
         )
         energies = output["energies"].to(torch.float64) * self.scale
         for term in self.terms:
-            energies = energies + term(numbers, pairs, vectors, distances, system, total_charge)
+            energies = energies + term(
+                numbers, pairs, vectors, distances, system, total_charge, spin_multiplicity
+            )
         output["energies"] = energies
         return output
 

@@ -49,7 +49,7 @@ def test_fused_equals_eager(layers, equivariance):
 
 
 def test_parameter_gradients_of_a_force_loss():
-    core = make_core(learnable_attribute_weights=True)
+    core = make_core(learnable_attribute_weights=True, state_embedding=("charge",))
     batch = make_batch()
     gradients = []
     for network in (core, FusedTensorNet(core, 2048)):

@@ -308,6 +308,7 @@ def test_components_and_matrices_are_the_same_thing() -> None:
         ({"equivariance": "E(3)"}, "SO"),
         ({"attributes": ("spin",)}, "distinct"),
         ({"attributes": ("charge", "charge"), "attribute_weights": (1.0, 1.0)}, "distinct"),
+        ({"state_embedding": ("partial_charges",)}, "state_embedding must be"),
         ({"attribute_weights": (0.1, 0.2)}, "as many attribute_weights"),
     ],
 )

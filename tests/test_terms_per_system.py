@@ -1,4 +1,4 @@
-"""terms/system_energy.py: the same energy for every system, in equal parts."""
+"""Energies per system: a constant, and one that follows the electronic state."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from nnpcalc.terms.system_energy import SystemEnergy
+from nnpcalc.terms import StateEnergy, SystemEnergy
 
 
 @pytest.mark.parametrize("scripted", [False, True])
@@ -19,7 +19,7 @@ def test_every_system_gets_the_energy_once(scripted: bool) -> None:
     system = torch.tensor([0, 0, 0, 2, 3, 3])  # system 1 has no atoms
     charge = torch.zeros(4)
     nothing = torch.zeros(0)
-    energies = term.to(torch.float32)(system, nothing, nothing, nothing, system, charge)
+    energies = term.to(torch.float32)(system, nothing, nothing, nothing, system, charge, nothing)
     assert energies.dtype == torch.float64
     expected = [-2.5 / 3, -2.5 / 3, -2.5 / 3, -2.5, -1.25, -1.25]
     assert energies.tolist() == pytest.approx(expected, rel=1e-15)
@@ -29,3 +29,23 @@ def test_energies_that_are_no_energy() -> None:
     for energy in (math.nan, math.inf):
         with pytest.raises(ValueError, match="not finite"):
             SystemEnergy(energy)
+
+
+@pytest.mark.parametrize("scripted", [False, True])
+def test_a_state_costs_the_same_whatever_the_size(scripted: bool) -> None:
+    term: torch.nn.Module = StateEnergy(4.0, 2.5, 1.5)
+    if scripted:
+        with pytest.warns(DeprecationWarning, match="script"):
+            term = torch.jit.script(term)
+    system = torch.tensor([0, 0, 0, 1, 2, 2, 4])  # system 3 has no atoms
+    charge = torch.tensor([0.0, 1.0, -2.0, 1.0, 0.0])
+    multiplicity = torch.tensor([1.0, 2.0, 3.0, 1.0, 3.0])
+    nothing = torch.zeros(0)
+    energies = term(system, nothing, nothing, nothing, system, charge, multiplicity)
+    total = torch.zeros(5, dtype=torch.float64).index_add(0, system, energies)
+    assert total.tolist() == pytest.approx([0.0, 8.0, 5.0, 0.0, 3.0])
+
+
+def test_states_that_cost_nothing_finite() -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        StateEnergy(1.0, math.nan)

@@ -49,7 +49,14 @@ def test_architectures_satisfy_the_contract(architecture: str) -> None:
     check_potential(Potential(core, (AtomicEnergies({1: -13.6, 6: -1030.0}), ZBL()), scale=1.7))
 
 
-@pytest.mark.parametrize("options", [{"layers": 0}, {"equivariance": "SO(3)"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layers": 0},
+        {"equivariance": "SO(3)"},
+        {"state_embedding": ("charge", "unpaired_electrons")},
+    ],
+)
 def test_variants_of_tensornet_satisfy_the_contract(options: dict[str, Any]) -> None:
     core = small_core("tensornet", **{**STATES, **options})
     checks = set(POTENTIAL_CHECKS) - {"torchscript"}  # slow, and covered above

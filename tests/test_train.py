@@ -14,7 +14,7 @@ from ase.calculators.morse import MorsePotential
 
 from nnpcalc.train import Trainer, read_config
 from nnpcalc.train.command import evaluate_model, train
-from nnpcalc.train.data import batches, fit_atomic_energies, read_corpus, rows_of
+from nnpcalc.train.data import Dataset, batches, fit_baseline, read_corpus, rows_of
 from nnpcalc.train.report import Errors, table
 from nnpcalc.weights import load_potential
 
@@ -150,9 +150,35 @@ def test_a_checkpoint_of_another_model_is_refused(workplace, tmp_path):
         Trainer(dataclasses.replace(config, model=model), tmp_path)
 
 
-def test_atomic_energies_by_least_squares(workplace):
-    dataset, _ = read_corpus([workplace / "tiny.npz"])
-    assert fit_atomic_energies(dataset)[1] == pytest.approx(-13.5, abs=0.7)
+def made_up_energies(charges, multiplicities):
+    """A data set whose energies are exactly -13.5 per hydrogen, -75 per oxygen and the state's."""
+    rng = np.random.default_rng(3)
+    n_atoms = rng.integers(2, 6, len(charges))
+    numbers = rng.choice(np.array([1, 8], dtype=np.uint8), n_atoms.sum())
+    first = np.concatenate([[0], np.cumsum(n_atoms)[:-1]])
+    atoms = np.add.reduceat(np.where(numbers == 1, -13.5, -75.0), first)
+    q, u = np.array(charges), np.array(multiplicities) - 1
+    nowhere = np.zeros((numbers.size, 3), np.float32)
+    return Dataset(
+        n_atoms=n_atoms, numbers=numbers, positions=nowhere, forces=nowhere,
+        energy=atoms + 4.0 * q + 2.5 * q**2 + 1.5 * u,
+        charge=q, multiplicity=u + 1, source=np.zeros_like(q), molecule=np.zeros_like(q),
+    )  # fmt: skip
+
+
+def test_baseline_by_least_squares():
+    dataset = made_up_energies([-2, -1, 0, 1, 2] * 20, [1, 2, 3, 2] * 25)
+    baseline = fit_baseline(dataset)
+    assert baseline.atomic_energies == pytest.approx({1: -13.5, 8: -75.0})
+    assert baseline.state == pytest.approx((4.0, 2.5, 1.5))
+    np.testing.assert_allclose(baseline.of(dataset), dataset.energy, atol=1e-8)
+
+
+def test_baseline_leaves_out_what_the_data_do_not_tell():
+    dataset = made_up_energies([0] * 40, [1] * 40)
+    baseline = fit_baseline(dataset)
+    assert baseline.atomic_energies == pytest.approx({1: -13.5, 8: -75.0})
+    assert baseline.state == (0.0, 0.0, 0.0)
 
 
 def test_batches_hold_every_row_once_and_keep_the_limit():

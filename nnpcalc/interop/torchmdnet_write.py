@@ -123,9 +123,10 @@ def save_checkpoint(
 def _check_attributes(core: TensorNet) -> None:
     if not core.conditions_on:
         return
-    if core.config.attributes != ("charge",):
+    if core.config.attributes != ("charge",) or core.config.state_embedding:
         raise CheckpointError(
-            f"torchmd-net's TensorNet knows the total charge only, not {core.config.attributes}"
+            "torchmd-net's TensorNet knows the total charge only, in the prefactor alone, not "
+            f"{core.config.attributes} and a state embedding of {core.config.state_embedding}"
         )
     for name, weights in core.named_parameters():
         if name.endswith("attribute_weights") and abs(float(weights) - CHARGE_WEIGHT) > 1e-7:
@@ -149,7 +150,9 @@ def _references(potential: Potential, rows: int) -> tuple[Tensor | None, float]:
     nothing = torch.zeros(0, device=potential.device)
     for term in potential.terms:
         if isinstance(term, AtomicEnergies):
-            energies = term(numbers, nothing, nothing, nothing, nothing, nothing).detach().cpu()
+            energies = (
+                term(numbers, nothing, nothing, nothing, nothing, nothing, nothing).detach().cpu()
+            )
             table = torch.zeros(rows, dtype=torch.float64) if table is None else table
             table[: len(energies)] += energies
         elif isinstance(term, SystemEnergy):

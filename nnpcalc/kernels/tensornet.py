@@ -78,7 +78,8 @@ class FusedTensorNet(nn.Module):
         topology = Topology(
             pairs[0].numpy(), pairs[1].numpy(), knot.numpy(), numbers.shape[0], self.n_knots
         )
-        receiver, sender = core.embedding.element_features(numbers)
+        state = core.embedded_state(charge, multiplicity)
+        receiver, sender = core.embedding.atom_features(numbers, state, system)
         features = torch.stack([receiver, sender])
         geometry = pair_tensors(vectors, distances)
         summed = partial(EMBEDDING, "g", topology, w, tables[0], features, geometry, None)

@@ -2,5 +2,6 @@
 
 from nnpcalc.layers.cutoffs import cosine_cutoff, polynomial_cutoff
 from nnpcalc.layers.radial import ExpNormalBasis
+from nnpcalc.layers.state_embedding import StateEmbedding
 
-__all__ = ["ExpNormalBasis", "cosine_cutoff", "polynomial_cutoff"]
+__all__ = ["ExpNormalBasis", "StateEmbedding", "cosine_cutoff", "polynomial_cutoff"]

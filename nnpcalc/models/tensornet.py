@@ -6,7 +6,7 @@ from typing import Dict, List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from nnpcalc.layers import ExpNormalBasis, cosine_cutoff
+from nnpcalc.layers import ExpNormalBasis, StateEmbedding, cosine_cutoff
 
 # A 3x3 tensor of every atom and channel is kept as its 1 + 3 + 5 irreducible components [N, 9, F]:
 #   0      I     trace / 3                                      T = I Id + A + S
@@ -31,6 +31,8 @@ class TensorNetConfig:
         attributes: which of "charge", "unpaired_electrons", "partial_charges" enter.
         attribute_weights: initial lambda of each attribute, in the order of ``attributes``.
         learnable_attribute_weights: train lambda, one per layer and attribute.
+        state_embedding: which of "charge", "unpaired_electrons" are also features of the atoms
+            from the start, shared out by attention (`StateEmbedding`); none in the papers.
     """
 
     channels: int = 128
@@ -42,6 +44,7 @@ class TensorNetConfig:
     attributes: Tuple[str, ...] = ("charge",)
     attribute_weights: Tuple[float, ...] = (0.1,)
     learnable_attribute_weights: bool = False
+    state_embedding: Tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.channels < 2 or self.channels % 2:
@@ -63,6 +66,11 @@ class TensorNetConfig:
             raise ValueError(
                 f"{len(self.attributes)} attributes need as many attribute_weights, "
                 f"got {self.attribute_weights}"
+            )
+        unknown = [name for name in self.state_embedding if name not in ATTRIBUTES[:2]]
+        if unknown or len(set(self.state_embedding)) != len(self.state_embedding):
+            raise ValueError(
+                f"state_embedding must be distinct and of {ATTRIBUTES[:2]}: {self.state_embedding}"
             )
 
 
@@ -162,22 +170,36 @@ class Embedding(nn.Module):
         self.mix = TensorLinear(f)
         self.norm = nn.LayerNorm(f)
         self.scalars = nn.ModuleList([nn.Linear(f, 2 * f), nn.Linear(2 * f, 3 * f)])
+        self.state = nn.ModuleList([StateEmbedding(f) for _ in config.state_embedding])
 
     def radial_functions(self, distances: Tensor) -> Tensor:
         """phi(d) f_c(d) of the three parts: [P] -> [P, 3, F]; a function of the distance alone."""
         phi = cosine_cutoff(distances, self.cutoff)
         return (self.radial(self.basis(distances)) * phi.unsqueeze(-1)).unflatten(-1, [3, -1])
 
-    def element_features(self, numbers: Tensor) -> Tuple[Tensor, Tensor]:
+    def atom_features(
+        self, numbers: Tensor, state: Tensor, system: Tensor
+    ) -> Tuple[Tensor, Tensor]:
         """The two halves of the linear pair embedding, Z_ij = receiver_i + sender_j: 2 x [N, F]."""
         z = self.element(self.element_index[numbers])
+        element = z
+        for k, embedding in enumerate(self.state):
+            z = z + embedding(element, state[:, k], system)
         receiver, sender = self.pair.weight.chunk(2, dim=1)
         return z @ receiver.t() + self.pair.bias, z @ sender.t()
 
-    def forward(self, numbers: Tensor, pairs: Tensor, vectors: Tensor, distances: Tensor) -> Tensor:
-        """-> tensor features X [N, 9, F]."""
+    def forward(
+        self,
+        numbers: Tensor,
+        pairs: Tensor,
+        vectors: Tensor,
+        distances: Tensor,
+        state: Tensor,
+        system: Tensor,
+    ) -> Tensor:
+        """-> tensor features X [N, 9, F]; state: [B, number of embedded attributes]."""
         i, j = pairs[0], pairs[1]
-        receiver, sender = self.element_features(numbers)
+        receiver, sender = self.atom_features(numbers, state, system)
         weights = self.radial_functions(distances) * (receiver[i] + sender[j]).unsqueeze(1)
         messages = weights.index_select(1, self.part) * pair_tensors(vectors, distances)[..., None]
         summed = torch.zeros(
@@ -286,6 +308,8 @@ class TensorNet(nn.Module):
     """
 
     Config = TensorNetConfig
+    order: List[int]
+    embedded: List[int]
 
     def __init__(self, config: TensorNetConfig) -> None:
         super().__init__()
@@ -293,13 +317,12 @@ class TensorNet(nn.Module):
         self.cutoff = float(config.cutoff)
         self.elements: Tuple[int, ...] = config.elements
         used = config.attributes if config.layers else ()
-        self.use_charge = "charge" in config.attributes
-        self.use_spin = "unpaired_electrons" in config.attributes
-        self.use_partial = "partial_charges" in config.attributes
+        used += tuple(name for name in config.state_embedding if name not in used)
         self.conditions_on: Tuple[str, ...] = tuple(
             "multiplicity" if name == "unpaired_electrons" else name for name in used
         )
-        self.order: List[int] = [ATTRIBUTES.index(name) for name in config.attributes]
+        self.embedded = [ATTRIBUTES.index(name) for name in config.state_embedding]
+        self.order = [ATTRIBUTES.index(name) for name in config.attributes]
         f = config.channels
         self.embedding = Embedding(config)
         self.layers = nn.ModuleList([Interaction(config) for _ in range(config.layers)])
@@ -332,6 +355,15 @@ class TensorNet(nn.Module):
                 columns.append(partial_charges)
         if len(columns) == 0:
             return torch.zeros((system.shape[0], 0), dtype=charge.dtype, device=charge.device)
+        return torch.stack(columns, dim=1)
+
+    def embedded_state(self, charge: Tensor, multiplicity: Tensor) -> Tensor:
+        """What the embedding sees of the state of each system: [B, number of attributes]."""
+        columns: List[Tensor] = []
+        for k in self.embedded:
+            columns.append(charge if k == 0 else multiplicity - 1.0)
+        if len(columns) == 0:
+            return torch.zeros((charge.shape[0], 0), dtype=charge.dtype, device=charge.device)
         return torch.stack(columns, dim=1)
 
     def readout(self, x: Tensor) -> Tensor:
@@ -371,7 +403,8 @@ class TensorNet(nn.Module):
             partial_charges: given charges of the atoms [N], e, where the model uses them.
         """
         attributes = self.attributes(system, charge, multiplicity, partial_charges)
-        x = self.embedding(numbers, pairs, vectors, distances)
+        state = self.embedded_state(charge, multiplicity)
+        x = self.embedding(numbers, pairs, vectors, distances, state, system)
         for layer in self.layers:
             x = layer(x, pairs, distances, attributes)
         return {"energies": self.readout(x)}

@@ -40,6 +40,7 @@ class AtomicEnergies(nn.Module):
         distances: Tensor,
         system: Tensor,
         charge: Tensor,
+        multiplicity: Tensor,
     ) -> Tensor:
         """Energies of the atoms [N] in eV, float64 whatever the model's dtype."""
         return self.picoelectronvolts[numbers].to(torch.float64) * self.unit

@@ -31,6 +31,7 @@ class SystemEnergy(nn.Module):
         distances: Tensor,
         system: Tensor,
         charge: Tensor,
+        multiplicity: Tensor,
     ) -> Tensor:
         """Energies of the atoms [N] in eV, float64 whatever the model's dtype."""
         counts = torch.zeros(charge.shape[0], dtype=torch.float64, device=numbers.device)

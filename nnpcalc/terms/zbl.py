@@ -52,6 +52,7 @@ class ZBL(nn.Module):
         distances: Tensor,
         system: Tensor,
         charge: Tensor,
+        multiplicity: Tensor,
     ) -> Tensor:
         """Energies of the atoms [N] in eV."""
         dtype = distances.dtype

@@ -109,10 +109,7 @@ def finish(trainer: Trainer, report: Any = print) -> None:
     rows = table(dataset, errors)
     report("validation of the best weights:\n" + format_table(rows))
     plot_training(trainer.directory / "log.csv", trainer.directory / "training.png")
-    energies = np.zeros(119)
-    energies[list(trainer.atomic_energies)] = list(trainer.atomic_energies.values())
-    baseline = np.add.reduceat(energies[dataset.numbers], dataset.offsets[:-1])
-    plot_parity(dataset, errors, baseline, trainer.directory / "parity.png")
+    plot_parity(dataset, errors, trainer.baseline.of(dataset), trainer.directory / "parity.png")
     config = trainer.config
     training = asdict(config.training)
     card = {

@@ -14,6 +14,8 @@ class DataConfig:
 
     files: tuple[str, ...] = ()
     max_force: float = 20.0  # eV/Å; training conformers with a larger force component are left out
+    #: How often an epoch shows the conformers of a charge, by the charge as a string; else once.
+    repeats: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

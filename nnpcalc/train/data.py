@@ -108,8 +108,35 @@ def read_corpus(paths: Sequence[str | Path]) -> tuple[Dataset, Dataset]:
     return dataset.take(np.flatnonzero(split == 0)), dataset.take(np.flatnonzero(split == 1))
 
 
-def fit_atomic_energies(dataset: Dataset, trim: float = 0.02) -> dict[int, float]:
-    """Per-element energies (eV) by least squares on the total energies.
+@dataclass(frozen=True)
+class Baseline:
+    """What a least-squares fit of total energies to composition and state gives.
+
+    Attributes:
+        atomic_energies: eV by atomic number.
+        state: coefficients of Q, Q^2 and the number of unpaired electrons, eV; 0 where the data
+            set holds too few states to tell.
+    """
+
+    atomic_energies: dict[int, float]
+    state: tuple[float, float, float]
+
+    def of(self, dataset: Dataset) -> np.ndarray:
+        """The baseline of every conformer [M], eV."""
+        table = np.zeros(119)
+        table[list(self.atomic_energies)] = list(self.atomic_energies.values())
+        atoms = np.add.reduceat(table[dataset.numbers], dataset.offsets[:-1])
+        return atoms + states_of(dataset) @ np.array(self.state)
+
+
+def states_of(dataset: Dataset) -> np.ndarray:
+    """Q, Q^2 and the number of unpaired electrons of every conformer [M, 3], float64."""
+    columns = [dataset.charge, dataset.charge**2, dataset.multiplicity - 1]
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+def fit_baseline(dataset: Dataset, trim: float = 0.02) -> Baseline:
+    """Energies per element and per state by least squares on the total energies.
 
     Fitted twice: the second time without the fraction ``trim`` of conformers that lie farthest
     from the first fit per atom, so that strained outliers do not shift an element.
@@ -118,12 +145,15 @@ def fit_atomic_energies(dataset: Dataset, trim: float = 0.02) -> dict[int, float
     system = np.repeat(np.arange(len(dataset)), dataset.n_atoms)
     counts = np.zeros((len(dataset), elements.size))
     np.add.at(counts, (system, np.searchsorted(elements, dataset.numbers)), 1.0)
+    design = np.concatenate([counts, states_of(dataset)], axis=1)
     keep = np.ones(len(dataset), dtype=bool)
     for _ in range(2):
-        energies, *_ = np.linalg.lstsq(counts[keep], dataset.energy[keep], rcond=None)
-        residual = np.abs(dataset.energy - counts @ energies) / dataset.n_atoms
+        # The minimum-norm solution gives a coefficient that the data do not determine no weight.
+        fit, *_ = np.linalg.lstsq(design[keep], dataset.energy[keep], rcond=1e-10)
+        residual = np.abs(dataset.energy - design @ fit) / dataset.n_atoms
         keep = residual <= np.quantile(residual, 1.0 - trim)
-    return {int(z): float(e) for z, e in zip(elements, energies, strict=True)}
+    energies = {int(z): float(e) for z, e in zip(elements, fit, strict=False)}
+    return Baseline(energies, (float(fit[-3]), float(fit[-2]), float(fit[-1])))
 
 
 @dataclass(frozen=True)

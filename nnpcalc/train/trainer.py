@@ -20,15 +20,16 @@ from nnpcalc.kernels import forms
 from nnpcalc.models import build_core
 from nnpcalc.models.tensornet import TensorNet
 from nnpcalc.potential import Potential
-from nnpcalc.terms import ZBL, AtomicEnergies
+from nnpcalc.terms import ZBL, AtomicEnergies, StateEnergy
 from nnpcalc.train.config import Config
 from nnpcalc.train.data import (
+    Baseline,
     Batch,
     Dataset,
     PairIndex,
     batches,
     collate,
-    fit_atomic_energies,
+    fit_baseline,
     index_pairs,
     read_corpus,
 )
@@ -36,12 +37,14 @@ from nnpcalc.train.loss import loss
 from nnpcalc.train.report import Errors
 
 
-def build(config: Config, atomic_energies: dict[int, float]) -> Potential:
+def build(config: Config, baseline: Baseline) -> Potential:
     """The potential of a configuration, with random weights."""
     options = dict(config.model.options)
-    options.setdefault("elements", sorted(atomic_energies))
+    options.setdefault("elements", sorted(baseline.atomic_energies))
     core = build_core(config.model.architecture, options)
-    terms: list[nn.Module] = [AtomicEnergies(atomic_energies)]
+    terms: list[nn.Module] = [AtomicEnergies(baseline.atomic_energies)]
+    if any(baseline.state):
+        terms.append(StateEnergy(*baseline.state))
     if config.model.zbl_reach > 0.0:
         terms.append(ZBL(config.model.zbl_reach))
     return Potential(core, tuple(terms))
@@ -110,9 +113,9 @@ class Trainer:
         if config.training.validation_atoms:
             keep = np.cumsum(self.validation.n_atoms) <= config.training.validation_atoms
             self.validation = self.validation.take(np.flatnonzero(keep))
-        self.atomic_energies = fit_atomic_energies(self.train)
+        self.baseline = fit_baseline(self.train)
         torch.manual_seed(config.training.seed)
-        self.potential = build(config, self.atomic_energies).to(torch.float32).to(self.device)
+        self.potential = build(config, self.baseline).to(torch.float32).to(self.device)
         self.fast = accelerated(self.potential, config.training.knots)
         self.parameters = [p for p in self.potential.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters]
@@ -121,6 +124,9 @@ class Trainer:
             lr=config.training.learning_rate,
             weight_decay=config.training.weight_decay,
         )
+        self.repeats = np.ones(len(self.train), dtype=np.int64)
+        for charge, times in config.data.repeats.items():
+            self.repeats[self.train.charge == int(charge)] = times
         self.step = self.epoch = self.position = 0
         self.best = math.inf
         self.log: list[dict[str, float]] = []
@@ -133,7 +139,8 @@ class Trainer:
     def epoch_batches(self, epoch: int) -> list[np.ndarray]:
         """The batches of an epoch: a function of seed and epoch alone."""
         generator = np.random.default_rng([self.config.training.seed, epoch])
-        order = generator.permutation(len(self.train))
+        rows = np.repeat(np.arange(len(self.train)), self.repeats)
+        order = generator.permutation(rows)
         limit = self.config.training.atoms_per_batch
         return list(batches(self.train.n_atoms, order, limit))
 
@@ -241,7 +248,7 @@ class Trainer:
         """Current parameters with what is needed to rebuild the potential."""
         return {
             "state": {k: v.detach().cpu().clone() for k, v in self.potential.state_dict().items()},
-            "atomic_energies": self.atomic_energies,
+            "baseline": asdict(self.baseline),
             "config": json.dumps(asdict(self.config)),
             "step": self.step,
             "epoch": self.epoch,
