@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nnpcalc.batch import AtomsBatch
     from nnpcalc.calculator import NNPCalculator
-    from nnpcalc.neighbors import neighbor_list
+    from nnpcalc.neighbors import list_backends, neighbor_list
     from nnpcalc.potential import Potential, Results
     from nnpcalc.state import State, resolve_state
     from nnpcalc.weights import export_torchscript, list_models, load_potential
@@ -27,6 +27,7 @@ __all__ = [
     "Results",
     "State",
     "export_torchscript",
+    "list_backends",
     "list_models",
     "load_potential",
     "neighbor_list",
@@ -41,6 +42,7 @@ _HOMES = {
     "Results": "potential",
     "State": "state",
     "export_torchscript": "weights",
+    "list_backends": "neighbors",
     "list_models": "weights",
     "load_potential": "weights",
     "neighbor_list": "neighbors",

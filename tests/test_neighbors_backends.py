@@ -10,7 +10,8 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 
-from nnpcalc.neighbors import VerletList, list_backends, neighbor_list
+import nnpcalc
+from nnpcalc.neighbors import VerletList, neighbor_list
 from random_structures import assert_identical, batch_of, random_structure
 
 OPTIONAL = {
@@ -71,7 +72,7 @@ def test_list_backends_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> 
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(importlib, "import_module", nothing_installed)
-    status = list_backends()
+    status = nnpcalc.list_backends()
     assert list(status) == ["torch", "vesin", "nvalchemi", "torch_cluster"]
     assert [s.usable for s in status.values()] == [True, False, False, False]
     assert "pip install nvalchemi-toolkit-ops" in status["nvalchemi"].reason
