@@ -214,9 +214,9 @@ def _program(
         }
         data = torchscript_bytes(potential, card, dtype)
         return torchscript_from_bytes(data, "the compiled model").program.to(device)
-    from nnpcalc.kernels.tensornet import FusedTensorNet
+    from nnpcalc.kernels.inference import TensorNetInference
 
     core: Any = potential.core
-    fused = FusedTensorNet(core, n_knots=KNOTS[dtype]).freeze()
+    fused = TensorNetInference(core, n_knots=KNOTS[dtype])
     terms: Any = tuple(potential.terms)
     return Potential(fused, terms, potential.scale).eval().requires_grad_(False)

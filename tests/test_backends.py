@@ -12,7 +12,7 @@ from torch import nn
 
 from nnpcalc import NNPCalculator
 from nnpcalc.backends import BackendError, prepare
-from nnpcalc.kernels.tensornet import FusedTensorNet
+from nnpcalc.kernels.inference import TensorNetInference
 from nnpcalc.potential import Potential
 from tiny_model import make_potential
 
@@ -41,7 +41,7 @@ def test_auto_takes_the_fused_kernels_for_tensornet() -> None:
     assert (engine.backend.name, engine.backend.requested) == ("fused", "auto")
     assert engine.backend.reason == "TensorNet on the CPU with numba"
     assert (engine.backend.device, engine.backend.dtype) == ("cpu", "float32")
-    assert isinstance(engine.program.core, FusedTensorNet)
+    assert isinstance(engine.program.core, TensorNetInference)
     assert not any(p.requires_grad for p in engine.program.parameters())
     assert engine.name == "tiny"
     assert engine.elements.tolist() == [1, 6, 7, 8]

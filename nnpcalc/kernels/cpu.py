@@ -35,7 +35,7 @@ SMALL = 200_000
 _inline: dict[str, Any] = {"fastmath": True, "inline": "always"}
 
 
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+def compiled(function: Callable[..., None]) -> Callable[..., None]:
     """Two programs from one loop: over threads for large arrays, plain for small ones.
 
     A parallel loop hands its work to other threads even if only one may run; a plain one does not.
@@ -124,7 +124,7 @@ def _project(table, first, product, out):
         out[m] = total
 
 
-@_compiled
+@compiled
 def message_sum(pointer, order, other, knot, w, table, x, out):
     """out[n, c] = sum over the pairs p of node n of r_p[l(c)] x[other_p, c].
 
@@ -144,7 +144,7 @@ def message_sum(pointer, order, other, knot, w, table, x, out):
                     target[f] += r[f] * source[f]
 
 
-@_compiled
+@compiled
 def message_weights(i, j, knot, table, x, g, out):
     """Derivative of the message form by w: out [P, 4]."""
     for p in prange(knot.size):
@@ -153,7 +153,7 @@ def message_weights(i, j, knot, table, x, g, out):
         _project(table, 2 * knot[p], product, out[p])
 
 
-@_compiled
+@compiled
 def message_table(pointer, order, i, j, w, x, g, out):
     """Derivative of the message form by the table, per interval: out [K, 4, 3 F]."""
     n_knots = pointer.size - 1
@@ -170,7 +170,7 @@ def message_table(pointer, order, i, j, w, x, g, out):
                     target[f] += weight * product[f]
 
 
-@_compiled
+@compiled
 def embedding_sum(pointer, j, knot, w, table, s, y, out):
     """Derivative of the embedding form by g: out [N, 9, F]; pairs are sorted by receiver."""
     n_channels = s.shape[2]
@@ -191,7 +191,7 @@ def embedding_sum(pointer, j, knot, w, table, s, y, out):
                     target[f] += weight * r[f]
 
 
-@_compiled
+@compiled
 def embedding_weights(i, j, knot, table, s, y, g, out):
     """Derivative of the embedding form by w: out [P, 4]."""
     for p in prange(knot.size):
@@ -200,7 +200,7 @@ def embedding_weights(i, j, knot, table, s, y, g, out):
         _project(table, 2 * knot[p], product, out[p])
 
 
-@_compiled
+@compiled
 def embedding_table(pointer, order, i, j, w, s, y, g, out):
     """Derivative of the embedding form by the table, per interval: out [K, 4, 3 F]."""
     n_knots = pointer.size - 1
@@ -217,7 +217,7 @@ def embedding_table(pointer, order, i, j, w, s, y, g, out):
                     target[f] += weight * product[f]
 
 
-@_compiled
+@compiled
 def embedding_geometry(i, j, knot, w, table, s, g, out):
     """Derivative of the embedding form by y: out [P, 9]."""
     n_channels = s.shape[2]
@@ -234,7 +234,7 @@ def embedding_geometry(i, j, knot, w, table, s, g, out):
             out[p, c] = total
 
 
-@_compiled
+@compiled
 def embedding_features(pointer, order, receiver, knot, w, table, y, g, out):
     """Derivative by a (pairs grouped by receiver) or by b (grouped by sender): out [N, F]."""
     n_channels = g.shape[2]
@@ -252,7 +252,7 @@ def embedding_features(pointer, order, receiver, knot, w, table, y, g, out):
                     target[f] += weight * r[f] * source[f]
 
 
-@_compiled
+@compiled
 def contract(entries, coefficients, a, b, out):
     """out[n, c] = sum over the entries (c, p, q) of coefficient * a[n, p] * b[n, q].
 

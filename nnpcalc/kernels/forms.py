@@ -182,7 +182,7 @@ def _start_threads() -> None:
 _start_threads()
 
 
-def _follow_torch_threads() -> None:
+def follow_torch_threads() -> None:
     """One setting for the number of threads: torch's."""
     wanted = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     if numba.get_num_threads() != wanted:
@@ -192,7 +192,7 @@ def _follow_torch_threads() -> None:
 class _Partial(torch.autograd.Function):
     @staticmethod
     def forward(ctx, form, slot, topology, *tensors):
-        _follow_torch_threads()
+        follow_torch_threads()
         ctx.form, ctx.slot, ctx.topology = form, slot, topology
         ctx.save_for_backward(*tensors)
         return form.kernels[slot](topology, list(tensors))

@@ -10,17 +10,23 @@ from nnpcalc.kernels import cpu
 from nnpcalc.kernels.forms import Form, Kernel, partial
 from nnpcalc.models.tensornet import ORDER, from_matrix, multiply, part_norms, to_matrix
 
+#: Order of the axes of K[c, a, b] for the map itself and for its derivative by either factor.
+FORWARD, BY_LEFT, BY_RIGHT = (0, 1, 2), (1, 2, 0), (2, 0, 1)
+
+
+def sparse(coefficients: Tensor, axes: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Where K, with its axes in that order, is not zero [E, 3], and what it is there [E]."""
+    table = coefficients.numpy().transpose(axes)
+    entries = np.argwhere(np.abs(table) > 1e-12)
+    return entries, table[tuple(entries.T)]
+
 
 def bilinear_form(coefficients: Tensor) -> Form:
     """``sum_cab K[c, a, b] x[n, a] y[n, b] g[n, c]`` per channel, from its coefficients K."""
-    table = coefficients.numpy()
-    table = np.where(np.abs(table) > 1e-12, table, 0.0)
 
     def kernel(axes: tuple[int, int, int], left: int, right: int) -> Kernel:
-        dense = table.transpose(axes)
-        entries = np.argwhere(dense)
-        values = dense[tuple(entries.T)]
-        size = dense.shape[0]
+        entries, values = sparse(coefficients, axes)
+        size = coefficients.shape[axes[0]]
 
         def evaluate(_: object, tensors: list[Tensor]) -> Tensor:
             a, b = tensors[left], tensors[right]
@@ -31,11 +37,11 @@ def bilinear_form(coefficients: Tensor) -> Form:
 
         return evaluate
 
-    kernels = (kernel((1, 2, 0), 1, 2), kernel((2, 0, 1), 2, 0), kernel((0, 1, 2), 0, 1))
+    kernels = (kernel(BY_LEFT, 1, 2), kernel(BY_RIGHT, 2, 0), kernel(FORWARD, 0, 1))
     return Form(("left", "right", "g"), kernels)
 
 
-def _product_coefficients(symmetric: bool) -> Tensor:
+def product_coefficients(symmetric: bool) -> Tensor:
     """K of the components of X Y + Y X (or 2 X Y) in those of X and Y."""
     basis = to_matrix(torch.eye(9, dtype=torch.float64).unsqueeze(-1))
     left = basis.repeat_interleave(9, 0)
@@ -61,8 +67,8 @@ def _scale_coefficients(order: tuple[int, ...]) -> Tensor:
     return table
 
 
-ANTICOMMUTATOR = bilinear_form(_product_coefficients(symmetric=True))
-DOUBLE_PRODUCT = bilinear_form(_product_coefficients(symmetric=False))
+ANTICOMMUTATOR = bilinear_form(product_coefficients(symmetric=True))
+DOUBLE_PRODUCT = bilinear_form(product_coefficients(symmetric=False))
 PART_NORMS = bilinear_form(_norm_coefficients())
 NORM = bilinear_form(_norm_coefficients().sum(0, keepdim=True))
 SCALE = bilinear_form(_scale_coefficients((0,) * 9))

@@ -55,3 +55,11 @@ def hermite_weights(distances: Tensor, step: float, n_knots: int) -> tuple[Tenso
         [(1.0 + 2.0 * t) * s * s, t * s * s, t * t * (3.0 - 2.0 * t), -t * t * s], dim=-1
     )
     return weights, interval.to(torch.int64)
+
+
+def hermite_slopes(distances: Tensor, step: float, n_knots: int) -> Tensor:
+    """Derivatives of the weights of `hermite_weights` by the distance [P, 4], 1/Å."""
+    scaled = distances / step
+    t = scaled - scaled.floor().clamp_(0, n_knots - 2)
+    s = 1.0 - t
+    return torch.stack([-6.0 * t * s, s * (s - 2.0 * t), 6.0 * t * s, t * (t - 2.0 * s)], -1) / step

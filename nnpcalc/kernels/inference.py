@@ -1,0 +1,298 @@
+"""TensorNet for energies and forces alone: every stage and its reverse by hand.
+
+`FusedTensorNet` differentiates to any order, which training and Hessians need, and pays for it with
+autograd's bookkeeping of some fifty nodes. Here the parameters are fixed and one derivative is
+asked for, that by the pair vectors; it is written out, and autograd sees a single function.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nnpcalc.kernels import inference_loops as loops
+from nnpcalc.kernels.forms import follow_torch_threads
+from nnpcalc.kernels.nodes import BY_LEFT, BY_RIGHT, FORWARD, product_coefficients, sparse
+from nnpcalc.kernels.table import hermite_slopes, hermite_weights, tabulate
+from nnpcalc.models.tensornet import TensorNet, pair_tensors
+
+_PARTS = ((0, 1), (1, 4), (4, 9))  # components of I, A and S
+
+
+def mixed(x: Tensor, weights: Tensor) -> Tensor:
+    """Channel mixing of [9, N, F] by one matrix [F, F] for each of I, A and S, from the right."""
+    out = torch.empty_like(x)
+    channels = x.shape[2]
+    for k, (first, last) in enumerate(_PARTS):
+        torch.mm(
+            x[first:last].view(-1, channels), weights[k], out=out[first:last].view(-1, channels)
+        )
+    return out
+
+
+class Perceptron:
+    """LayerNorm (if any) and linear layers with SiLU after each, but perhaps the last.
+
+    `__call__` keeps what `reverse` needs.
+    """
+
+    def __init__(self, norm: Any, linears: list[Any], last_activated: bool) -> None:
+        self.norm, self.linears, self.last_activated = norm, linears, last_activated
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        norm = self.norm
+        h, mean, deviation = torch.native_layer_norm(
+            x, norm.normalized_shape, norm.weight, norm.bias, norm.eps
+        )
+        kept = [x, mean, deviation]
+        for k, linear in enumerate(self.linears):
+            h = nn.functional.linear(h, linear.weight, linear.bias)
+            if k + 1 < len(self.linears) or self.last_activated:
+                kept.append(h)
+                h = nn.functional.silu(h)
+        return h, kept
+
+    def reverse(self, g: Tensor, kept: list[Tensor]) -> Tensor:
+        x, mean, deviation, *before = kept
+        if not self.last_activated:
+            g = g @ self.linears[-1].weight
+        activated = self.linears if self.last_activated else self.linears[:-1]
+        for linear, h in zip(reversed(activated), reversed(before), strict=True):
+            g = torch.ops.aten.silu_backward(g, h) @ linear.weight
+        norm = self.norm
+        (g, _, _) = torch.ops.aten.native_layer_norm_backward(
+            g, x, norm.normalized_shape, mean, deviation, norm.weight, norm.bias,
+            [True, False, False],
+        )  # fmt: skip
+        return g
+
+
+class _Layer:
+    """The parameters of an interaction layer as the loops want them."""
+
+    def __init__(self, layer: Any, table: Tensor) -> None:
+        self.module = layer
+        self.table = table.numpy()
+        dtype = self.table.dtype
+        self.before, self.before_t = _both_ways(layer.mix_before)
+        self.after, self.after_t = _both_ways(layer.mix_after)
+        self.at_zero = layer.at_zero(table[None, :1]).detach()[0].numpy()
+        square = product_coefficients(symmetric=True)
+        product = square if layer.parity else product_coefficients(symmetric=False)
+        self.product, self.by_left, self.by_right = (
+            _entries(product, axes, dtype) for axes in (FORWARD, BY_LEFT, BY_RIGHT)
+        )
+        self.square, self.square_back = (
+            _entries(square, axes, dtype) for axes in (FORWARD, BY_LEFT)
+        )
+
+    def prefactors(self, attributes: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """g [N] of the product (1 for SO(3), as published) and of the square."""
+        g = self.module.prefactor(attributes).expand(attributes.shape[0], 1, 1).contiguous()
+        square = g.view(-1).numpy()
+        return (square if self.module.parity else np.ones_like(square)), square
+
+
+def _both_ways(linear: Any) -> tuple[Tensor, Tensor]:
+    """Weights that rows are multiplied with from the right, going forward and back: [3, F, F]."""
+    weight = linear.weight.detach()
+    return weight.transpose(1, 2).contiguous(), weight.contiguous()
+
+
+def _entries(
+    coefficients: Tensor, axes: tuple[int, int, int], dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    entries, values = sparse(coefficients, axes)
+    return entries, values.astype(dtype)
+
+
+class _Pass:
+    """One evaluation: the forward stages keep what their reverse needs.
+
+    x, y and so on are arrays [9, N, F] that torch and numba share.
+    """
+
+    def __init__(self, network: TensorNetInference, arguments: tuple[Tensor, ...]) -> None:
+        pairs, vectors, distances, receiver, sender, attributes = arguments
+        self.network = network
+        n_knots, step = network.n_knots, network.step
+        w, knot = hermite_weights(distances, step, n_knots)
+        i = pairs[0].contiguous().numpy()
+        self.shape = (9, receiver.shape[0], receiver.shape[1])
+        self.pairs = (
+            np.searchsorted(i, np.arange(receiver.shape[0] + 1)),
+            pairs[1].contiguous().numpy(),
+            knot.numpy(),
+            w.numpy(),
+        )
+        self.slopes = hermite_slopes(distances, step, n_knots).numpy()
+        self.vectors, self.distances = vectors.contiguous(), distances.contiguous()
+        self.angular = pair_tensors(vectors, distances).contiguous().numpy()
+        self.features = (receiver.contiguous(), sender.contiguous())
+        self.attributes = attributes
+
+    def new(self) -> Tensor:
+        return torch.empty(self.shape, dtype=self.vectors.dtype)
+
+    def forward(self) -> Tensor:
+        """Energies of the atoms [N]."""
+        network = self.network
+        receiver, sender = self.features
+        summed = self.new()
+        a, b = receiver.numpy(), sender.numpy()
+        loops.embed_pairs(*self.pairs, network.table, a, b, self.angular, summed.numpy())
+        summed[0] += network.at_zero * (receiver + sender)
+        norms = summed.new_empty(self.shape[1], 3, self.shape[2])
+        loops.part_norms(summed.numpy(), norms.numpy())
+        scales, self.kept_scales = network.scalars(norms.sum(1))
+        self.scales = scales.view(norms.shape)
+        self.summed, self.mixed = summed, mixed(summed, network.mix)
+        x = self.new()
+        loops.scale_parts(self.mixed.numpy(), self.scales.numpy(), x.numpy())
+        self.steps: list[tuple[Any, ...]] = []
+        for layer in network.layers:
+            x = self.interact(layer, x)
+        self.x = x
+        loops.part_norms(x.numpy(), norms.numpy())
+        energies, self.kept_head = network.head(norms.flatten(1))
+        return energies.squeeze(-1)
+
+    def interact(self, layer: _Layer, x: Tensor) -> Tensor:
+        g, g_square = layer.prefactors(self.attributes)
+        inverse, inverse_c = (x.new_empty(self.shape[1:]).numpy() for _ in range(2))
+        normal, message, reacted, out = (self.new() for _ in range(4))
+        loops.normalise(x.numpy(), normal.numpy(), inverse)
+        y = mixed(normal, layer.before)
+        loops.message_pairs(*self.pairs, layer.table, y.numpy(), message.numpy())
+        loops.react(
+            *layer.product, y.numpy(), layer.at_zero, g, message.numpy(), inverse_c, reacted.numpy()
+        )
+        change = mixed(reacted, layer.after)
+        loops.update(*layer.square, normal.numpy(), change.numpy(), g_square, out.numpy())
+        kept = (normal, inverse, y, message, reacted, inverse_c, change)
+        self.steps.append((layer, g, g_square, kept))
+        return out
+
+    def backward(self, upstream: Tensor) -> Tensor:
+        """Derivative of sum(upstream * energies) by the pair vectors [P, 3]."""
+        network = self.network
+        gradient = torch.zeros_like(self.vectors)
+        by_norms = network.head.reverse(upstream.unsqueeze(-1), self.kept_head)
+        g = torch.zeros_like(self.x)
+        loops.part_norms_reverse(
+            self.x.numpy(), by_norms.view(-1, 3, self.shape[2]).numpy(), g.numpy()
+        )
+        for step in reversed(self.steps):
+            g = self.interact_reverse(step, g, gradient)
+        by_mixed, by_scales = self.new(), torch.empty_like(self.scales)
+        loops.scale_parts_reverse(
+            self.mixed.numpy(), self.scales.numpy(), g.numpy(), by_mixed.numpy(), by_scales.numpy()
+        )
+        by_norm = network.scalars.reverse(by_scales.flatten(1), self.kept_scales)
+        g = mixed(by_mixed, network.mix_t)
+        by_norms = by_norm.unsqueeze(1).expand(-1, 3, -1).contiguous()
+        loops.part_norms_reverse(self.summed.numpy(), by_norms.numpy(), g.numpy())
+        a, b = (feature.numpy() for feature in self.features)
+        loops.embed_pairs_reverse(
+            *self.pairs, self.slopes, network.table, a, b, self.angular, self.distances.numpy(),
+            g.numpy(), gradient.numpy(),
+        )  # fmt: skip
+        return gradient
+
+    def interact_reverse(self, step: tuple[Any, ...], upstream: Tensor, gradient: Tensor) -> Tensor:
+        """Derivative by the layer's input; that by the pair vectors is added to gradient."""
+        layer, g, g_square, kept = step
+        normal, inverse, y, message, reacted, inverse_c, change = kept
+        by_change, by_y, by_message, by_x = (self.new() for _ in range(4))
+        loops.update_reverse(
+            *layer.square_back, change.numpy(), g_square, upstream.numpy(), by_change.numpy()
+        )
+        by_reacted = mixed(by_change, layer.after_t)
+        loops.react_reverse(
+            *layer.by_left, *layer.by_right, y.numpy(), message.numpy(), layer.at_zero, g,
+            reacted.numpy(), inverse_c, by_reacted.numpy(), by_y.numpy(), by_message.numpy(),
+        )  # fmt: skip
+        loops.message_pairs_reverse(
+            *self.pairs, self.slopes, layer.table, y.numpy(), self.vectors.numpy(),
+            self.distances.numpy(), by_message.numpy(), by_y.numpy(), gradient.numpy(),
+        )  # fmt: skip
+        by_normal = mixed(by_y, layer.before_t).add_(upstream)
+        loops.normalise_reverse(normal.numpy(), inverse, by_normal.numpy(), by_x.numpy())
+        return by_x
+
+
+class _Energies(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, network, pairs, vectors, distances, receiver, sender, attributes):
+        follow_torch_threads()
+        ctx.evaluation = _Pass(
+            network, (pairs, vectors.detach(), distances.detach(), receiver, sender, attributes)
+        )
+        return ctx.evaluation.forward()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        if torch.is_grad_enabled():  # with create_graph; the graph would lack this function
+            raise RuntimeError(
+                "the inference kernels of TensorNet have no second derivative: use the eager model "
+                "or FusedTensorNet (get_hessian does)"
+            )
+        gradient = ctx.evaluation.backward(upstream.contiguous())
+        return None, None, gradient, None, None, None, None
+
+
+class TensorNetInference(nn.Module):
+    """The function of a `TensorNet` with fixed parameters, and its derivative by positions.
+
+    Distances must be the lengths of the vectors: the whole derivative goes through the vectors.
+    There is no second derivative (an error says so) and none by the parameters: `FusedTensorNet`
+    has both. The full pair list must be sorted by receiver.
+
+    Args:
+        core: the network; changes to its parameters after this are not seen.
+        n_knots: size of the radial tables.
+    """
+
+    def __init__(self, core: TensorNet, n_knots: int = 512) -> None:
+        super().__init__()
+        self.core = core
+        self.cutoff = core.cutoff
+        self.elements = core.elements
+        self.conditions_on = core.conditions_on
+        self.n_knots = n_knots
+        self.step = self.cutoff / (n_knots - 1)
+        weight = core.linear.weight
+        knots = torch.arange(n_knots).to(weight.dtype) * self.step
+        embedding = core.embedding
+        stages = (embedding, *core.layers)
+        tables = [tabulate(stage.radial_functions, knots).detach() for stage in stages]
+        self.table = tables[0].numpy()
+        self.layers = [
+            _Layer(layer, table) for layer, table in zip(core.layers, tables[1:], strict=True)
+        ]
+        self.at_zero = embedding.radial_functions(weight.new_zeros(1))[:, 0].detach()
+        self.mix, self.mix_t = _both_ways(embedding.mix)
+        self.scalars = Perceptron(embedding.norm, list(embedding.scalars), last_activated=True)
+        self.head = Perceptron(core.norm, [core.linear, *core.output], last_activated=False)
+
+    def forward(
+        self,
+        numbers: Tensor,
+        pairs: Tensor,
+        vectors: Tensor,
+        distances: Tensor,
+        system: Tensor,
+        charge: Tensor,
+        multiplicity: Tensor,
+        partial_charges: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """As `TensorNet.forward`."""
+        core = self.core
+        with torch.no_grad():
+            attributes = core.attributes(system, charge, multiplicity, partial_charges)
+            state = core.embedded_state(charge, multiplicity)
+            features = core.embedding.atom_features(numbers, state, system)
+        return {"energies": _Energies.apply(self, pairs, vectors, distances, *features, attributes)}
