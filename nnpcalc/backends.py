@@ -8,7 +8,6 @@ what runs and for what reason, and asking for one that cannot run is an error wi
 from __future__ import annotations
 
 import copy
-import importlib.util
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnpcalc.batch import AtomsBatch
-from nnpcalc.models.tensornet import TensorNet
 from nnpcalc.neighbors import NeighborList
 from nnpcalc.potential import Potential, inputs
 from nnpcalc.torchscript import TorchScriptPotential, torchscript_bytes, torchscript_from_bytes
@@ -120,8 +118,8 @@ def prepare(
             is copied.
         device: None means "cuda" where there is one, else "cpu".
         dtype: "float32", "float64" or the torch.dtype, of the parameters and the computation.
-        backend: one of `BACKENDS`; "auto" takes the fused kernels for a TensorNet on the CPU where
-            numba is installed, TorchScript for a TorchScript file, and else the eager model.
+        backend: one of `BACKENDS`; "auto" takes the fused kernels where there are some for the
+            architecture (on the CPU), TorchScript for a TorchScript file, else the eager model.
         trust: run a TorchScript file that no shipped card vouches for.
 
     Raises:
@@ -178,7 +176,8 @@ def _choose(potential: Potential, wanted: str, device: torch.device) -> tuple[st
         return wanted, "asked for"
     obstacle, remedy = _obstacle_to_fused(potential, device)
     if not obstacle:
-        return "fused", "asked for" if wanted == "fused" else "TensorNet on the CPU with numba"
+        name = type(potential.core).__name__
+        return "fused", "asked for" if wanted == "fused" else f"{name} on the CPU"
     if wanted == "fused":
         raise BackendError(f"backend='fused' cannot run: {obstacle}; {remedy}")
     return "eager", obstacle
@@ -186,13 +185,13 @@ def _choose(potential: Potential, wanted: str, device: torch.device) -> tuple[st
 
 def _obstacle_to_fused(potential: Potential, device: torch.device) -> tuple[str, str]:
     """What keeps the fused kernels from running, and what to do; two empty texts if nothing."""
-    if type(potential.core) is not TensorNet:
-        name = type(potential.core).__name__
-        return f"there are no fused kernels for {name}", "use backend='eager' or 'auto'"
     if device.type != "cpu":
         return f"the fused kernels do not run on {device}", "use device='cpu' or backend='eager'"
-    if importlib.util.find_spec("numba") is None:
-        return "numba is not installed", "pip install numba (nnpcalc[fast]) or use backend='eager'"
+    from nnpcalc.kernels.fused import FUSED
+
+    if type(potential.core) not in FUSED:
+        name = type(potential.core).__name__
+        return f"there are no fused kernels for {name}", "use backend='eager' or 'auto'"
     return "", ""
 
 
@@ -214,9 +213,8 @@ def _program(
         }
         data = torchscript_bytes(potential, card, dtype)
         return torchscript_from_bytes(data, "the compiled model").program.to(device)
-    from nnpcalc.kernels.inference import TensorNetInference
+    from nnpcalc.kernels.fused import fused_for_inference
 
-    core: Any = potential.core
-    fused = TensorNetInference(core, n_knots=KNOTS[dtype])
+    fused = fused_for_inference(potential.core, KNOTS[dtype])
     terms: Any = tuple(potential.terms)
     return Potential(fused, terms, potential.scale).eval().requires_grad_(False)

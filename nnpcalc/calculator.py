@@ -48,7 +48,8 @@ __all__ = [
     "NonFiniteError",
 ]
 
-PROPERTIES = ("energy", "free_energy", "energies", "forces", "stress", "charges")
+PROPERTIES = ("energy", "free_energy", "energies", "forces", "stress", "charges", "dipole")
+OF_CHARGES = ("charges", "dipole")
 
 
 @dataclass(frozen=True)
@@ -233,8 +234,8 @@ class NNPCalculator(Calculator):
             system_changes: not used.
 
         Raises:
-            PropertyNotImplementedError: the stress without a periodic cell, or the charges of a
-                model that has none.
+            PropertyNotImplementedError: the stress without a periodic cell, the dipole moment with
+                one, or the charges or dipole moment of a model that has none.
             InputError, StateError, ExtrapolationError: what of `atoms` cannot be computed; all
                 ValueErrors.
             NonFiniteError: the model returned no number.
@@ -249,6 +250,8 @@ class NNPCalculator(Calculator):
                 )
             self._stress_wanted = True
         stress = self._stress_wanted and has_volume(atoms)
+        if "dipole" in properties and atoms.pbc.any():
+            _refuse_periodic_dipole()
         state = resolve_state(atoms, self.charge, self.multiplicity)
         # neither a caller's inference_mode nor its no_grad may reach into the forces
         with torch.inference_mode(False), torch.enable_grad():
@@ -259,7 +262,7 @@ class NNPCalculator(Calculator):
         self._remember(atoms, state)
         self.results = _ase_results(result)
         if result.charges is None:
-            self.implemented_properties = [name for name in PROPERTIES if name != "charges"]
+            self.implemented_properties = [name for name in PROPERTIES if name not in OF_CHARGES]
             _refuse_charges(properties)
 
     def get_hessian(self, atoms: Atoms | None = None) -> FloatArray:
@@ -311,7 +314,8 @@ class NNPCalculator(Calculator):
         Raises:
             ValueError: as for `calculate`; names the structure by its place in the list.
             PropertyNotImplementedError: an unknown property, the stress of structures none of which
-                has a periodic cell, or charges of a model without.
+                has a periodic cell, the dipole moment of any that has, or charges of a model
+                without.
             MemoryError: a single structure is too large.
         """
         listed = [structures] if isinstance(structures, Atoms) else list(structures)
@@ -323,6 +327,8 @@ class NNPCalculator(Calculator):
             raise PropertyNotImplementedError(
                 "none of the structures is periodic with a cell of some volume: leave stress out"
             )
+        if "dipole" in properties and any(atoms.pbc.any() for atoms in listed):
+            _refuse_periodic_dipole()
         with torch.inference_mode(False), torch.enable_grad():
             batch, states = self._checked_batch(listed, torch.device("cpu"))
             results = list(
@@ -398,8 +404,16 @@ def _same(a: FloatArray | None, b: FloatArray | None) -> bool:
 
 
 def _refuse_charges(properties: Sequence[str]) -> None:
-    if "charges" in properties:
-        raise PropertyNotImplementedError("this model has no partial charges")
+    asked = [name for name in OF_CHARGES if name in properties]
+    if asked:
+        raise PropertyNotImplementedError(f"this model has no partial charges, hence no {asked[0]}")
+
+
+def _refuse_periodic_dipole() -> None:
+    raise PropertyNotImplementedError(
+        "the dipole moment of a periodic structure depends on the choice of its cell: set pbc to "
+        "False for a molecule in a box"
+    )
 
 
 def _ase_results(result: Evaluation) -> dict[str, Any]:
@@ -414,4 +428,6 @@ def _ase_results(result: Evaluation) -> dict[str, Any]:
         results["stress"] = result.stress
     if result.charges is not None:
         results["charges"] = result.charges
+    if result.dipole is not None:
+        results["dipole"] = result.dipole
     return results

@@ -16,7 +16,7 @@ from torch import nn
 
 from nnpcalc.models import ARCHITECTURES, build_core
 from nnpcalc.potential import Potential
-from nnpcalc.terms import ZBL, AtomicEnergies, StateEnergy, SystemEnergy
+from nnpcalc.terms import D3, ZBL, AtomicEnergies, Coulomb, StateEnergy, SystemEnergy
 
 #: Terms a card may name: their class and the constructor arguments, which are attributes too.
 TERMS: dict[str, tuple[Any, tuple[str, ...]]] = {
@@ -24,6 +24,11 @@ TERMS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "zbl": (ZBL, ("reach",)),
     "state_energy": (StateEnergy, ("charge", "charge_squared", "unpaired_electrons")),
     "system_energy": (SystemEnergy, ("energy",)),
+    "coulomb": (
+        Coulomb,
+        ("damping", "radius", "open_systems", "periodic", "cutoff", "alpha", "accuracy"),
+    ),
+    "d3": (D3, ("elements", "s8", "a1", "a2", "s6", "cutoff")),  # its tables are among the weights
 }
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 MAX_JSON_BYTES = 1_000_000
@@ -180,7 +185,7 @@ def _describe_term(term: nn.Module) -> dict[str, Any]:
     )
 
 
-def build_potential(card: dict[str, Any], origin: str, device: str = "cpu") -> Potential:
+def build_from_card(card: dict[str, Any], origin: str, device: str = "cpu") -> Potential:
     """The potential a card describes, with random weights, in the card's dtype.
 
     On the device "meta" it has every name, shape and dtype and allocates nothing. The caller's

@@ -66,15 +66,24 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", help="the training configuration, TOML")
     train.add_argument("--data", default=".", help="directory of the data files it names")
     train.add_argument("--output", default="runs", help="directory of the run (default runs)")
+    train.add_argument("--init", help="name or path of a model whose weights to start from")
     train.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     train.add_argument("--threads", type=int, help="CPU threads")
     train.add_argument("--minutes", type=float, help="stop with a checkpoint after this long")
     train.set_defaults(run=_train)
 
-    evaluate = commands.add_parser("evaluate", help="errors of a model on labelled corpora")
+    evaluate = commands.add_parser("evaluate", help="errors of a model on labelled structures")
     evaluate.add_argument("model", help="name or path of a model")
-    evaluate.add_argument("files", nargs="+", help="npz corpora")
-    evaluate.add_argument("--training", action="store_true", help="the training split of the files")
+    evaluate.add_argument("files", nargs="+", help="npz, extended XYZ, SPICE or ModelForge HDF5")
+    evaluate.add_argument(
+        "--split",
+        choices=["training", "validation", "test", "all"],
+        help="which conformers (default: validation, or all if the files have no split)",
+    )
+    evaluate.add_argument("--label", action="append", default=[], metavar="WHAT=KEY",
+                          help="key of the energy, forces or charges in the files")  # fmt: skip
+    evaluate.add_argument("--plots", help="directory for parity.png")
+    evaluate.add_argument("--json", help="write the table to this file")
     evaluate.add_argument("--threads", type=int, help="CPU threads")
     _add_machine(evaluate)
     evaluate.set_defaults(run=_evaluate)
@@ -232,13 +241,17 @@ def _evaluate(options: argparse.Namespace) -> int:
     from nnpcalc.train import evaluate_model
     from nnpcalc.train.report import format_table
 
+    labels = dict(part.partition("=")[::2] for part in options.label)
     rows = evaluate_model(
         options.model,
         options.files,
         device=options.device,
         dtype=getattr(torch, options.dtype),
         threads=options.threads,
-        training_split=options.training,
+        split=options.split,
+        labels=labels,
+        plots=options.plots,
+        json_file=options.json,
     )
     print(format_table(rows))
     return 0
@@ -254,6 +267,7 @@ def _train(options: argparse.Namespace) -> int:
         device=options.device,
         threads=options.threads,
         minutes=options.minutes,
+        initial=options.init,
     )
     return 0
 

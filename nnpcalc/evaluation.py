@@ -30,7 +30,8 @@ FloatArray = NDArray[np.float64]
 DENSEST = 0.18
 
 #: Memory of a pass with forces in float32, per pair and channel, rounded up from measurements of
-#: two-layer TensorNets on molecules. The fused kernels keep tensors of atoms only.
+#: two-layer TensorNets on molecules. The fused kernels keep tensors of atoms only. A core may say
+#: it better: `pair_bytes`, per pair, of the eager back end.
 BYTES_PER_PAIR_AND_CHANNEL = {"eager": 700, "torchscript": 700, "fused": 110}
 
 #: Bytes of one pass. On the CPU small passes stay in the cache: 3.9 ms per molecule of ten atoms in
@@ -38,7 +39,7 @@ BYTES_PER_PAIR_AND_CHANNEL = {"eager": 700, "torchscript": 700, "fused": 110}
 CPU_BUDGET = 1 << 27
 FREE_SHARE = 0.5
 
-_KEYS = ("energy", "energies", "forces", "stress", "charges")
+_KEYS = ("energy", "energies", "forces", "stress", "charges", "dipole")
 _VOIGT = [0, 4, 8, 5, 2, 1]
 
 
@@ -66,6 +67,8 @@ class Evaluation:
         stress: xx, yy, zz, yz, xz, xy [6], eV/Å^3, or None if not asked for or the structure has no
             periodic cell with a volume.
         charges: partial charges [n], e, or None if the model has none.
+        dipole: moment of these charges about the centre of nuclear charge [3], e Å, or None if the
+            model has none or the structure is periodic.
     """
 
     state: State
@@ -74,6 +77,7 @@ class Evaluation:
     forces: FloatArray | None = None
     stress: FloatArray | None = None
     charges: FloatArray | None = None
+    dipole: FloatArray | None = None
 
 
 def has_volume(atoms: Atoms) -> bool:
@@ -141,14 +145,25 @@ def _check_range(
             f"{system_label(atoms, system)}: atom {k} is {element_symbol(int(atoms.numbers[k]))}, "
             f"an element that {engine.name} does not know; it knows {known}. Use another model"
         )
+    if engine.potential.full_periodicity and atoms.pbc.any() and not atoms.pbc.all():
+        raise ExtrapolationError(
+            f"{system_label(atoms, system)}: periodic in some directions only, pbc "
+            f"{atoms.pbc.tolist()}, which the Ewald sum of {engine.name} cannot compute: make all "
+            "of them periodic, with vacuum between the images, or none"
+        )
     if not len(atoms):
         return
     for name, value, listed, key in (
         ("charge", state.charge, "charges", "charge"),
         ("multiplicity", state.multiplicity, "multiplicities", "spin"),
     ):
-        trained = engine.card.get(listed)
-        if not trained or value in trained:
+        # a network that knows no states says so itself, whatever card it has
+        core: Any = getattr(engine.potential, "core", None)
+        limits = [
+            set(states) for states in (engine.card.get(listed), getattr(core, listed, ())) if states
+        ]
+        trained = set.intersection(*limits) if limits else {value}
+        if value in trained:
             continue
         text = (
             f"{system_label(atoms, system)}: {name} {value} is outside of what {engine.name} was "
@@ -204,21 +219,22 @@ def unpack(
                 forces=parts["forces"][rows] if "forces" in parts else None,
                 stress=parts["stress"][k].reshape(9)[_VOIGT] if defined else None,
                 charges=parts["charges"][rows] if "charges" in parts else None,
+                dipole=parts["dipole"][k] if "dipole" in parts and not atoms.pbc.any() else None,
             )
         )
-    if not np.isfinite(values).all():  # perhaps only the stress of a molecule, which nobody gets
+    if not np.isfinite(values).all():  # perhaps only what nobody gets
         for k, result in enumerate(results):
             _check_finite(result, structures[k], None if first is None else first + k)
     return results
 
 
 def _check_finite(result: Evaluation, atoms: Atoms, system: int | None) -> None:
-    for name in ("energies", "forces", "charges", "stress"):
+    for name in ("energies", "forces", "charges", "dipole", "stress"):
         values = getattr(result, name)
         if values is None or np.isfinite(values).all():
             continue
-        where = "the stress is not finite"
-        if name != "stress":
+        where = f"the {name} is not finite"
+        if name not in ("dipole", "stress"):
             bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
             k = int(bad.argmax())
             symbol = element_symbol(int(atoms.numbers[k]))
@@ -251,7 +267,9 @@ def evaluate_in_chunks(
         MemoryError: a single structure does not fit.
     """
     limit = pair_budget(engine) if max_pairs is None else max_pairs
-    pending = chunks(estimate_pairs(structures, engine.potential.cutoff), limit)[::-1]
+    # the network keeps far more per pair than the terms, which may look farther
+    cutoff = getattr(engine.potential, "core_cutoff", engine.potential.cutoff)
+    pending = chunks(estimate_pairs(structures, cutoff), limit)[::-1]
     offsets = np.cumsum([0] + [len(atoms) for atoms in structures]).tolist()
     while pending:
         begin, end = pending.pop()
@@ -315,6 +333,7 @@ def pair_budget(engine: Engine) -> int:
     core: Any = getattr(engine.potential, "core", None)
     channels = getattr(getattr(core, "config", None), "channels", 128)
     size = BYTES_PER_PAIR_AND_CHANNEL[engine.backend.name] * channels
+    size = getattr(core, "pair_bytes", size)
     return max(1, int(memory / (size * engine.potential.dtype.itemsize / 4)))
 
 

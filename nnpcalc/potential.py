@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nnpcalc.batch import AtomsBatch
 from nnpcalc.neighbors import NeighborList, neighbor_list, pair_vectors
+from nnpcalc.terms.inputs import TermInputs, with_charges, within
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Results:
         stress: (dE/d strain) / volume [B, 3, 3], eV/Å^3, or None if not asked for; NaN for a
             system whose cell has no volume.
         charges: the core's partial charges [N], e, or None if it has none.
+        dipole: moment of these charges about the centre of nuclear charge [B, 3], e Å, float64, or
+            None; NaN for a periodic system. Only that of an ion depends on the origin.
     """
 
     energy: Tensor
@@ -31,6 +34,7 @@ class Results:
     forces: Optional[Tensor] = None
     stress: Optional[Tensor] = None
     charges: Optional[Tensor] = None
+    dipole: Optional[Tensor] = None
 
 
 class Potential(nn.Module):
@@ -43,8 +47,13 @@ class Potential(nn.Module):
         core: one of `nnpcalc.models.ARCHITECTURES`, built.
         terms: modules of `nnpcalc.terms`.
         scale: eV per unit of the core's output.
+
+    Attributes:
+        cutoff: the largest of the core's and the terms', Å: how far pairs have to be given.
+        full_periodicity: True if a term cannot compute systems with one or two periodic directions.
     """
 
+    term_cutoffs: List[float]
     __jit_unused_properties__ = ("elements", "dtype", "device")
 
     def __init__(self, core: nn.Module, terms: Tuple[nn.Module, ...] = (), scale: float = 1.0):
@@ -52,7 +61,16 @@ class Potential(nn.Module):
         self.core = core
         self.terms = nn.ModuleList(list(terms))
         self.scale = float(scale)
-        self.cutoff: float = float(core.cutoff)  # type: ignore[arg-type]
+        elements: Any = core.elements
+        for term in terms:
+            lacking = sorted(set(elements) - set(getattr(term, "elements", elements)))
+            if lacking:
+                raise ValueError(f"{type(term).__name__} lacks the elements Z = {lacking}")
+        self.core_cutoff: float = float(core.cutoff)  # type: ignore[arg-type]
+        reaches = [float(getattr(term, "cutoff", 0.0)) for term in terms]
+        self.term_cutoffs = [reach if reach > 0.0 else self.core_cutoff for reach in reaches]
+        self.cutoff: float = max([self.core_cutoff, *self.term_cutoffs])
+        self.full_periodicity: bool = any(getattr(t, "full_periodicity", False) for t in terms)
 
     @property
     def elements(self) -> Tuple[int, ...]:
@@ -70,35 +88,32 @@ class Potential(nn.Module):
         return next(self.parameters()).device
 
     def atom_energies(
-        self,
-        numbers: Tensor,
-        vectors: Tensor,
-        system: Tensor,
-        pairs: Tensor,
-        charge: Tensor,
-        multiplicity: Tensor,
-        partial_charges: Optional[Tensor],
+        self, inputs: TermInputs, partial_charges: Optional[Tensor]
     ) -> Dict[str, Tensor]:
         """Energies of the atoms [N] in eV, float64, and whatever else the core returns."""
-        dtype = vectors.dtype
-        distances = torch.sqrt((vectors * vectors).sum(-1))
-        total_charge = charge.to(dtype)
-        spin_multiplicity = multiplicity.to(dtype)
+        near = within(inputs, self.core_cutoff) if self.core_cutoff < self.cutoff else inputs
         output = self.core(
-            numbers,
-            pairs,
-            vectors,
-            distances,
-            system,
-            total_charge,
-            spin_multiplicity,
+            near.numbers,
+            near.pairs,
+            near.vectors,
+            near.distances,
+            near.system,
+            near.charge,
+            near.multiplicity,
             partial_charges,
         )
+        if "charges" in output:
+            near = with_charges(near, output["charges"])
+            inputs = with_charges(inputs, output["charges"])
         energies = output["energies"].to(torch.float64) * self.scale
-        for term in self.terms:
-            energies = energies + term(
-                numbers, pairs, vectors, distances, system, total_charge, spin_multiplicity
-            )
+        for k, term in enumerate(self.terms):
+            reach = self.term_cutoffs[k]
+            if reach == self.core_cutoff:
+                energies = energies + term(near)
+            elif reach == self.cutoff:
+                energies = energies + term(inputs)
+            else:
+                energies = energies + term(within(inputs, reach))
         output["energies"] = energies
         return output
 
@@ -136,7 +151,8 @@ class Potential(nn.Module):
 
         Returns:
             energy [B] and energies [N] (eV, float64); forces [N, 3] (eV/Å); stress [B, 3, 3]
-            (eV/Å^3; NaN for a cell without volume); charges [N] (e) where the model has them.
+            (eV/Å^3; NaN for a cell without volume); where the model has them, charges [N] (e) and
+            dipole [B, 3] (e Å, float64, as in `Results`).
         """
         if compute_forces or compute_stress:
             assert torch.is_grad_enabled(), (
@@ -147,13 +163,30 @@ class Potential(nn.Module):
             positions = positions.detach().requires_grad_(True)
         vectors = pair_vectors(positions, cell, system, pairs, shifts)
         strain = torch.zeros_like(cell)
+        strained_positions, strained_cell = positions, cell
         if compute_stress:
+            # Vectors are strained themselves, not made of strained positions: far from the origin
+            # the terms of the virial would be large and cancel.
             strain = strain.requires_grad_(True)
             pair_strain = strain.index_select(0, system.index_select(0, pairs[0]))
             vectors = vectors + torch.matmul(vectors.unsqueeze(1), pair_strain).squeeze(1)
-        output = self.atom_energies(
-            numbers, vectors, system, pairs, charge, multiplicity, partial_charges
+            atom_strain = strain.index_select(0, system)
+            strained_positions = positions + torch.matmul(positions[:, None], atom_strain)[:, 0]
+            strained_cell = cell + torch.matmul(cell, strain)
+        seen = TermInputs(
+            numbers,
+            strained_positions,
+            strained_cell,
+            system,
+            pairs,
+            shifts,
+            vectors,
+            torch.sqrt((vectors * vectors).sum(-1)),
+            charge.to(vectors.dtype),
+            multiplicity.to(vectors.dtype),
+            None,
         )
+        output = self.atom_energies(seen, partial_charges)
         energies = output["energies"]
         energy = torch.zeros(cell.shape[0], dtype=torch.float64, device=cell.device).index_add(
             0, system, energies
@@ -161,6 +194,7 @@ class Potential(nn.Module):
         results = {"energy": energy, "energies": energies}
         if "charges" in output:
             results["charges"] = output["charges"]
+            results["dipole"] = dipole_moments(numbers, positions, cell, system, output["charges"])
         wanted: List[Tensor] = []
         if compute_forces:
             wanted.append(positions)
@@ -248,12 +282,32 @@ def _gradients(energy: Tensor, wanted: List[Tensor], create_graph: bool) -> List
     return filled
 
 
+def dipole_moments(
+    numbers: Tensor, positions: Tensor, cell: Tensor, system: Tensor, charges: Tensor
+) -> Tensor:
+    """sum_i q_i (r_i - o) of each system [B, 3], e Å, float64; NaN where there is a cell.
+
+    The origin o is the centre of nuclear charge, sum_i Z_i r_i / sum_i Z_i. It matters for ions
+    only, whose moment about another point p is larger by Q (o - p).
+    """
+    r = positions.to(torch.float64)
+    z = numbers.to(torch.float64).unsqueeze(1)
+    sums = torch.zeros((cell.shape[0], 4), dtype=torch.float64, device=cell.device).index_add(
+        0, system, torch.cat([z * r, z], dim=1)
+    )
+    centre = sums[:, :3] / sums[:, 3:].clamp(min=1.0)
+    moments = charges.to(torch.float64).unsqueeze(1) * (r - centre.index_select(0, system))
+    dipole = torch.zeros_like(centre).index_add(0, system, moments)
+    return dipole.masked_fill((cell != 0.0).flatten(1).any(dim=1, keepdim=True), float("nan"))
+
+
 def inputs(batch: AtomsBatch, neighbors: NeighborList) -> Tuple[Optional[Tensor], ...]:
-    """The tensor arguments of `Potential.forward`, in its order."""
+    """The tensor arguments of `Potential.forward`, in its order; an open system has no cell."""
+    periodic = batch.pbc.any(dim=1)[:, None, None]
     return (
         batch.numbers,
         batch.positions,
-        batch.cell,
+        torch.where(periodic, batch.cell, 0.0),
         batch.system,
         neighbors.pairs,
         neighbors.shifts,
@@ -283,6 +337,15 @@ def check_inputs(potential: Any, batch: AtomsBatch) -> None:
             raise ValueError(
                 f"atom {k} (system {int(batch.system[k])}) is element Z={int(batch.numbers[k])}, "
                 f"which this model does not know; it knows Z = {sorted(potential.elements)}"
+            )
+    if potential.full_periodicity:
+        partly = (batch.pbc.any(dim=1) & ~batch.pbc.all(dim=1)).nonzero()
+        if partly.shape[0]:
+            k = int(partly[0])
+            raise ValueError(
+                f"system {k} is periodic in some directions only (pbc {batch.pbc[k].tolist()}), "
+                "which the Ewald sum of this model cannot compute: make all of them periodic, with "
+                "vacuum between the images, or none"
             )
     given = batch.partial_charges is not None or batch.n_atoms == 0
     if "partial_charges" in potential.core.conditions_on and not given:

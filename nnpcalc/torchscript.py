@@ -13,7 +13,8 @@ Arguments, in this order (N atoms, B systems, P pairs; lengths in Å; all on one
 ==================  =================  ==========================================================
 numbers             int64 [N]          atomic numbers
 positions           float [N, 3]       in the dtype of the program (float32 as exported)
-cell                float [B, 3, 3]    row vectors; zeros where there is no cell
+cell                float [B, 3, 3]    row vectors; zeros where there is no cell, also for a
+                                       molecule in a box: with charges, a cell means periodicity
 system              int64 [N]          system of each atom, ascending from 0
 pairs               int64 [2, P]       i and j of every |r_j - r_i + shift @ cell| < cutoff:
                                        both (i, j) and (j, i), all images, never an atom itself
@@ -27,9 +28,10 @@ create_graph        bool, False        keep the graph, for second derivatives
 ==================  =================  ==========================================================
 
 It returns a dictionary of tensors: "energy" [B] and "energies" [N] in eV, float64; "forces" [N, 3]
-in eV/Å; "stress" [B, 3, 3] in eV/Å^3 (NaN for a cell without volume); "charges" [N] if the model
-has them. The cutoff is `model.cutoff`; everything else about the model is in the extra file
-"card.json". `model.to(torch.float64)` gives the same program in double precision.
+in eV/Å; "stress" [B, 3, 3] in eV/Å^3 (NaN for a cell without volume); if the model has them,
+"charges" [N] in e and "dipole" [B, 3] in e Å (NaN for a system with a cell). The cutoff is
+`model.cutoff`; everything else about the model is in the extra file "card.json".
+`model.to(torch.float64)` gives the same program in double precision.
 
 TorchScript is code. Run a file only if you trust who made it; `nnpcalc.weights` asks.
 """
@@ -112,6 +114,7 @@ class TorchScriptPotential(Potential):
         nn.Module.__init__(self)
         self.program = program
         self.cutoff = float(card["cutoff"])
+        self.full_periodicity = bool(getattr(program, "full_periodicity", False))
         self.card = card
         self.core = CompiledCore(
             self.cutoff, tuple(card["elements"]), tuple(card.get("conditions_on", ()))

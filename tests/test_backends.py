@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ase.build import molecule
 from torch import nn
 
 from nnpcalc import NNPCalculator
 from nnpcalc.backends import BackendError, prepare
+from nnpcalc.batch import AtomsBatch
 from nnpcalc.kernels.inference import TensorNetInference
+from nnpcalc.models import build_core
+from nnpcalc.neighbors import neighbor_list
 from nnpcalc.potential import Potential
 from tiny_model import make_potential
 
@@ -29,17 +32,10 @@ class Other(nn.Module):
         return {"energies": self.weight * numbers}
 
 
-def without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "numba" else found(name)
-    )
-
-
 def test_auto_takes_the_fused_kernels_for_tensornet() -> None:
     engine = prepare(make_potential(), device="cpu")
     assert (engine.backend.name, engine.backend.requested) == ("fused", "auto")
-    assert engine.backend.reason == "TensorNet on the CPU with numba"
+    assert engine.backend.reason == "TensorNet on the CPU"
     assert (engine.backend.device, engine.backend.dtype) == ("cpu", "float32")
     assert isinstance(engine.program.core, TensorNetInference)
     assert not any(p.requires_grad for p in engine.program.parameters())
@@ -48,21 +44,31 @@ def test_auto_takes_the_fused_kernels_for_tensornet() -> None:
     assert engine.conditions == ("charge", "multiplicity")
 
 
-def test_auto_says_why_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "core"), [("schnet", "FusedSchNet"), ("painn", "FusedPaiNN")]
+)
+def test_other_architectures_with_a_fast_path(architecture: str, core: str) -> None:
+    options = {"channels": 8, "layers": 1, "elements": [1, 8]}
+    potential = Potential(build_core(architecture, options))
+    fused, eager = (prepare(potential, dtype="float64", backend=b) for b in ("auto", "eager"))
+    assert fused.backend.name == "fused"
+    assert type(fused.program.core).__name__ == core
+    batch = AtomsBatch.from_atoms(molecule("H2O"), dtype=torch.float64)
+    neighbors = neighbor_list(batch, potential.cutoff)
+    found = [e.run(batch, neighbors, forces=True, stress=False)["forces"] for e in (fused, eager)]
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-7)
+
+
+def test_auto_says_why_it_cannot() -> None:
     other = prepare(Potential(Other()))
     assert other.backend.name == "eager"
     assert other.backend.reason == "there are no fused kernels for Other"
     assert other.name == "Other"
-    without_numba(monkeypatch)
-    assert prepare(make_potential()).backend.reason == "numba is not installed"
 
 
-def test_fused_where_it_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_where_it_cannot_run_is_an_error() -> None:
     with pytest.raises(BackendError, match="no fused kernels for Other; use backend='eager'"):
         prepare(Potential(Other()), backend="fused")
-    without_numba(monkeypatch)
-    with pytest.raises(BackendError, match="numba is not installed; pip install numba"):
-        prepare(make_potential(), backend="fused")
 
 
 def test_torchscript_files_stay_torchscript(small_model: Path) -> None:

@@ -90,8 +90,8 @@ def test_arguments(calc: NNPCalculator) -> None:
     (bare,) = calc.evaluate(molecule("H2O"), ["energy"])
     assert bare.forces is None
     assert bare.energy == pytest.approx(single.energy, abs=1e-10)
-    with pytest.raises(PropertyNotImplementedError, match="'dipole' is none of energy"):
-        calc.evaluate([molecule("H2O")], ["dipole"])
+    with pytest.raises(PropertyNotImplementedError, match="'magmoms' is none of energy"):
+        calc.evaluate([molecule("H2O")], ["magmoms"])
     with pytest.raises(PropertyNotImplementedError, match="leave stress out"):
         calc.evaluate([molecule("H2O")], ["stress"])
     with pytest.raises(ValueError, match="max_pairs must be at least 1, not 0"):

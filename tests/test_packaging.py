@@ -36,7 +36,9 @@ LEVELS = (
     ("backends",),
     ("evaluation",),
     ("verify", "calculator", "optimize", "md", "train", "interop", "testing"),
+    ("convert",),
     ("cli",),
+    ("__main__",),
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 

@@ -7,7 +7,16 @@ import math
 import pytest
 import torch
 
-from nnpcalc.terms import StateEnergy, SystemEnergy
+from nnpcalc.terms import StateEnergy, SystemEnergy, TermInputs
+
+
+def inputs_of(system: torch.Tensor, charge: torch.Tensor, multiplicity: torch.Tensor) -> TermInputs:
+    """What these terms look at; the rest is empty."""
+    nothing, none = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+    return TermInputs(
+        numbers=system, positions=nothing, cell=nothing, system=system, pairs=none, shifts=none,
+        vectors=nothing, distances=nothing, charge=charge, multiplicity=multiplicity, charges=None,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("scripted", [False, True])
@@ -17,9 +26,7 @@ def test_every_system_gets_the_energy_once(scripted: bool) -> None:
         with pytest.warns(DeprecationWarning, match="script"):
             term = torch.jit.script(term)
     system = torch.tensor([0, 0, 0, 2, 3, 3])  # system 1 has no atoms
-    charge = torch.zeros(4)
-    nothing = torch.zeros(0)
-    energies = term.to(torch.float32)(system, nothing, nothing, nothing, system, charge, nothing)
+    energies = term.to(torch.float32)(inputs_of(system, torch.zeros(4), torch.ones(4)))
     assert energies.dtype == torch.float64
     expected = [-2.5 / 3, -2.5 / 3, -2.5 / 3, -2.5, -1.25, -1.25]
     assert energies.tolist() == pytest.approx(expected, rel=1e-15)
@@ -40,8 +47,7 @@ def test_a_state_costs_the_same_whatever_the_size(scripted: bool) -> None:
     system = torch.tensor([0, 0, 0, 1, 2, 2, 4])  # system 3 has no atoms
     charge = torch.tensor([0.0, 1.0, -2.0, 1.0, 0.0])
     multiplicity = torch.tensor([1.0, 2.0, 3.0, 1.0, 3.0])
-    nothing = torch.zeros(0)
-    energies = term(system, nothing, nothing, nothing, system, charge, multiplicity)
+    energies = term(inputs_of(system, charge, multiplicity))
     total = torch.zeros(5, dtype=torch.float64).index_add(0, system, energies)
     assert total.tolist() == pytest.approx([0.0, 8.0, 5.0, 0.0, 3.0])
 

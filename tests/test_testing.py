@@ -27,6 +27,8 @@ SMALL = {
     "elements": (1, 6, 8),
     "attributes": ("charge", "unpaired_electrons", "partial_charges"),
     "attribute_weights": (0.5, 0.7, 0.9),
+    "state_embedding": ("charge", "unpaired_electrons"),
+    "activation": "silu",  # differences need smooth functions
 }
 STATES = {"attributes": ("charge", "unpaired_electrons"), "attribute_weights": (0.5, 0.7)}
 

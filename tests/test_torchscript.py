@@ -15,7 +15,7 @@ from ase.build import molecule
 
 from nnpcalc import weights
 from nnpcalc.batch import AtomsBatch
-from nnpcalc.cards import WeightsError, build_potential
+from nnpcalc.cards import WeightsError, build_from_card
 from nnpcalc.models import ARCHITECTURES
 from nnpcalc.neighbors import neighbor_list
 from nnpcalc.potential import Potential
@@ -164,7 +164,7 @@ def test_every_architecture_is_saved_and_exported(architecture: str, tmp_path: P
     """The default configuration survives a card, builds on "meta" and compiles."""
     potential = Potential(ARCHITECTURES[architecture](ARCHITECTURES[architecture].Config()))
     card = save_potential(potential, tmp_path / architecture, STATES)
-    assert build_potential(card, "the card", device="meta").device.type == "meta"
+    assert build_from_card(card, "the card", device="meta").device.type == "meta"
     saved = load_potential(tmp_path / architecture)
     exported = load_potential(tmp_path / architecture / "model.pt", trust=True)
     assert saved.core.config == potential.core.config

@@ -195,13 +195,13 @@ def test_nothing_is_allocated_for_a_wrong_configuration(
     """4096 channels would be a gigabyte; the header says no before that."""
     edit_card(small_model, lambda card: card["config"].update(channels=4096))
     devices = []
-    build = weights.build_potential
+    build = weights.build_from_card
 
     def recording(card: Any, origin: str, device: str = "cpu") -> Potential:
         devices.append(device)
         return build(card, origin, device)
 
-    monkeypatch.setattr(weights, "build_potential", recording)
+    monkeypatch.setattr(weights, "build_from_card", recording)
     with pytest.raises(WeightsError, match="its configuration needs"):
         load_potential("small")
     assert devices == ["meta"]

@@ -147,12 +147,9 @@ def _references(potential: Potential, rows: int) -> tuple[Tensor | None, float]:
     """Atomic energies [rows], or None if there are none, and the energy per system, in eV."""
     table, mean = None, 0.0
     numbers = torch.arange(min(rows, 119), device=potential.device)
-    nothing = torch.zeros(0, device=potential.device)
     for term in potential.terms:
         if isinstance(term, AtomicEnergies):
-            energies = (
-                term(numbers, nothing, nothing, nothing, nothing, nothing, nothing).detach().cpu()
-            )
+            energies = (term.picoelectronvolts[numbers].to(torch.float64) * term.unit).cpu()
             table = torch.zeros(rows, dtype=torch.float64) if table is None else table
             table[: len(energies)] += energies
         elif isinstance(term, SystemEnergy):

@@ -7,9 +7,23 @@ from typing import Any
 
 from torch import nn
 
+from nnpcalc.models.aimnet2 import AIMNet2
+from nnpcalc.models.ani2x import ANI2x
+from nnpcalc.models.dimenetpp import DimeNetPP
+from nnpcalc.models.painn import PaiNN
+from nnpcalc.models.physnet import PhysNet
+from nnpcalc.models.sake import SAKE
+from nnpcalc.models.schnet import SchNet
 from nnpcalc.models.tensornet import TensorNet
 
 ARCHITECTURES: dict[str, Any] = {
+    "aimnet2": AIMNet2,
+    "ani2x": ANI2x,
+    "dimenetpp": DimeNetPP,
+    "painn": PaiNN,
+    "physnet": PhysNet,
+    "sake": SAKE,
+    "schnet": SchNet,
     "tensornet": TensorNet,
 }
 

@@ -6,7 +6,17 @@ from typing import Dict, List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from nnpcalc.layers import ExpNormalBasis, StateEmbedding, cosine_cutoff
+from nnpcalc.layers import (
+    DEFAULT_ELEMENTS,
+    STATES,
+    ExpNormalBasis,
+    StateEmbedding,
+    check_system,
+    conditions,
+    cosine_cutoff,
+    element_table,
+    state_columns,
+)
 
 # A 3x3 tensor of every atom and channel is kept as its 1 + 3 + 5 irreducible components [N, 9, F]:
 #   0      I     trace / 3                                      T = I Id + A + S
@@ -14,7 +24,7 @@ from nnpcalc.layers import ExpNormalBasis, StateEmbedding, cosine_cutoff
 #   4..8   S     xx, xy, xz, yy, yz of the symmetric traceless part; zz = -xx - yy
 # ORDER[c] tells which of the three parts component c belongs to.
 ORDER: Tuple[int, ...] = (0, 1, 1, 1, 2, 2, 2, 2, 2)
-ATTRIBUTES: Tuple[str, ...] = ("charge", "unpaired_electrons", "partial_charges")
+ATTRIBUTES: Tuple[str, ...] = (*STATES, "partial_charges")
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ class TensorNetConfig:
     layers: int = 2
     radial_functions: int = 32
     cutoff: float = 5.0
-    elements: Tuple[int, ...] = (1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 35, 53)
+    elements: Tuple[int, ...] = DEFAULT_ELEMENTS
     equivariance: str = "O(3)"
     attributes: Tuple[str, ...] = ("charge",)
     attribute_weights: Tuple[float, ...] = (0.1,)
@@ -51,14 +61,8 @@ class TensorNetConfig:
             raise ValueError(f"channels must be an even number of at least 2, got {self.channels}")
         if self.layers < 0:
             raise ValueError(f"layers must not be negative, got {self.layers}")
-        if not self.cutoff > 0.0:
-            raise ValueError(f"cutoff must be a positive length in Å, got {self.cutoff}")
         if self.equivariance not in ("O(3)", "SO(3)"):
             raise ValueError(f"equivariance must be 'O(3)' or 'SO(3)', got {self.equivariance!r}")
-        if not self.elements or any(not 1 <= z <= 118 for z in self.elements):
-            raise ValueError(f"elements must be atomic numbers 1..118, got {self.elements}")
-        if len(set(self.elements)) != len(self.elements):
-            raise ValueError(f"elements are listed twice in {self.elements}")
         unknown = [name for name in self.attributes if name not in ATTRIBUTES]
         if unknown or len(set(self.attributes)) != len(self.attributes):
             raise ValueError(f"attributes must be distinct and of {ATTRIBUTES}: {self.attributes}")
@@ -67,11 +71,7 @@ class TensorNetConfig:
                 f"{len(self.attributes)} attributes need as many attribute_weights, "
                 f"got {self.attribute_weights}"
             )
-        unknown = [name for name in self.state_embedding if name not in ATTRIBUTES[:2]]
-        if unknown or len(set(self.state_embedding)) != len(self.state_embedding):
-            raise ValueError(
-                f"state_embedding must be distinct and of {ATTRIBUTES[:2]}: {self.state_embedding}"
-            )
+        check_system(self.elements, self.cutoff, self.state_embedding)
 
 
 def _pack(parts: List[Tensor]) -> Tensor:
@@ -160,9 +160,7 @@ class Embedding(nn.Module):
         f = config.channels
         self.cutoff = config.cutoff
         self.basis = ExpNormalBasis(config.radial_functions, config.cutoff)
-        index = torch.full((119,), -1, dtype=torch.int64)
-        index[torch.tensor(config.elements)] = torch.arange(len(config.elements))
-        self.register_buffer("element_index", index, persistent=False)
+        self.register_buffer("element_index", element_table(config.elements), persistent=False)
         self.register_buffer("part", torch.tensor(ORDER), persistent=False)
         self.element = nn.Embedding(len(config.elements), f)
         self.pair = nn.Linear(2 * f, f)
@@ -318,10 +316,8 @@ class TensorNet(nn.Module):
         self.elements: Tuple[int, ...] = config.elements
         used = config.attributes if config.layers else ()
         used += tuple(name for name in config.state_embedding if name not in used)
-        self.conditions_on: Tuple[str, ...] = tuple(
-            "multiplicity" if name == "unpaired_electrons" else name for name in used
-        )
-        self.embedded = [ATTRIBUTES.index(name) for name in config.state_embedding]
+        self.conditions_on: Tuple[str, ...] = conditions(used)
+        self.embedded = [STATES.index(name) for name in config.state_embedding]
         self.order = [ATTRIBUTES.index(name) for name in config.attributes]
         f = config.channels
         self.embedding = Embedding(config)
@@ -359,12 +355,7 @@ class TensorNet(nn.Module):
 
     def embedded_state(self, charge: Tensor, multiplicity: Tensor) -> Tensor:
         """What the embedding sees of the state of each system: [B, number of attributes]."""
-        columns: List[Tensor] = []
-        for k in self.embedded:
-            columns.append(charge if k == 0 else multiplicity - 1.0)
-        if len(columns) == 0:
-            return torch.zeros((charge.shape[0], 0), dtype=charge.dtype, device=charge.device)
-        return torch.stack(columns, dim=1)
+        return state_columns(self.embedded, charge, multiplicity)
 
     def readout(self, x: Tensor) -> Tensor:
         """X [N, 9, F] -> energy of each atom [N], in the network's units."""

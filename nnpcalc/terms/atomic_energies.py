@@ -5,6 +5,8 @@ from typing import Dict
 import torch
 from torch import Tensor, nn
 
+from nnpcalc.terms.inputs import TermInputs
+
 UNIT = 1e-12  # eV; whole picoelectronvolts stay exact when a model is cast to float32
 
 
@@ -32,15 +34,6 @@ class AtomicEnergies(nn.Module):
             table[int(number)] = round(energy / UNIT)
         self.register_buffer("picoelectronvolts", table)
 
-    def forward(
-        self,
-        numbers: Tensor,
-        pairs: Tensor,
-        vectors: Tensor,
-        distances: Tensor,
-        system: Tensor,
-        charge: Tensor,
-        multiplicity: Tensor,
-    ) -> Tensor:
+    def forward(self, inputs: TermInputs) -> Tensor:
         """Energies of the atoms [N] in eV, float64 whatever the model's dtype."""
-        return self.picoelectronvolts[numbers].to(torch.float64) * self.unit
+        return self.picoelectronvolts[inputs.numbers].to(torch.float64) * self.unit

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from nnpcalc.terms.inputs import TermInputs
+
 
 class StateEnergy(nn.Module):
     """Adds a Q + b Q^2 + c u to a system of charge Q with u unpaired electrons.
@@ -32,18 +34,10 @@ class StateEnergy(nn.Module):
         self.charge_squared = float(charge_squared)
         self.unpaired_electrons = float(unpaired_electrons)
 
-    def forward(
-        self,
-        numbers: Tensor,
-        pairs: Tensor,
-        vectors: Tensor,
-        distances: Tensor,
-        system: Tensor,
-        charge: Tensor,
-        multiplicity: Tensor,
-    ) -> Tensor:
+    def forward(self, inputs: TermInputs) -> Tensor:
         """Energies of the atoms [N] in eV, float64 whatever the model's dtype."""
-        q, unpaired = charge.to(torch.float64), multiplicity.to(torch.float64) - 1.0
+        system, q = inputs.system, inputs.charge.to(torch.float64)
+        unpaired = inputs.multiplicity.to(torch.float64) - 1.0
         energy = q * (self.charge + self.charge_squared * q) + self.unpaired_electrons * unpaired
         counts = torch.zeros_like(q)
         counts = counts.index_add(0, system, torch.ones_like(system, dtype=torch.float64))

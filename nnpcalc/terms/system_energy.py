@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from nnpcalc.terms.inputs import TermInputs
+
 
 class SystemEnergy(nn.Module):
     """Adds the same energy to every system, whatever its size, in equal parts to its atoms.
@@ -23,17 +25,9 @@ class SystemEnergy(nn.Module):
             raise ValueError(f"the energy per system is {energy} eV: not finite")
         self.energy = float(energy)
 
-    def forward(
-        self,
-        numbers: Tensor,
-        pairs: Tensor,
-        vectors: Tensor,
-        distances: Tensor,
-        system: Tensor,
-        charge: Tensor,
-        multiplicity: Tensor,
-    ) -> Tensor:
+    def forward(self, inputs: TermInputs) -> Tensor:
         """Energies of the atoms [N] in eV, float64 whatever the model's dtype."""
-        counts = torch.zeros(charge.shape[0], dtype=torch.float64, device=numbers.device)
+        system = inputs.system
+        counts = torch.zeros(inputs.charge.shape[0], dtype=torch.float64, device=system.device)
         counts = counts.index_add(0, system, torch.ones_like(system, dtype=torch.float64))
         return self.energy / counts[system]

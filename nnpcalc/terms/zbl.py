@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nnpcalc.layers.cutoffs import polynomial_cutoff
+from nnpcalc.terms.inputs import TermInputs, pair_to_atoms
 from nnpcalc.units import BOHR, COULOMB
 
 # Covalent radii in Å of Z = 1 .. 96: Cordero et al., Dalton Trans. 2008, 2832.
@@ -44,22 +45,15 @@ class ZBL(nn.Module):
         # Whole hundredths of an Å, exact in every dtype the model may be cast to.
         self.register_buffer("radii", (radii * 100.0).round().to(torch.int64), persistent=False)
 
-    def forward(
-        self,
-        numbers: Tensor,
-        pairs: Tensor,
-        vectors: Tensor,
-        distances: Tensor,
-        system: Tensor,
-        charge: Tensor,
-        multiplicity: Tensor,
-    ) -> Tensor:
+    def forward(self, inputs: TermInputs) -> Tensor:
         """Energies of the atoms [N] in eV."""
+        distances = inputs.distances
         dtype = distances.dtype
-        i, j = pairs[0], pairs[1]
+        i, j = inputs.pairs[0], inputs.pairs[1]
         radii = self.radii.to(dtype) * (0.01 * self.reach)
-        switch_off = radii[numbers[i]] + radii[numbers[j]]
-        z_i, z_j = numbers[i].to(dtype), numbers[j].to(dtype)
+        first, second = inputs.numbers[i], inputs.numbers[j]
+        switch_off = radii[first] + radii[second]
+        z_i, z_j = first.to(dtype), second.to(dtype)
         x = distances * (z_i.pow(0.23) + z_j.pow(0.23)) / self.length
         screening = (
             0.18175 * torch.exp(-3.1998 * x)
@@ -69,5 +63,4 @@ class ZBL(nn.Module):
         )
         energy = 0.5 * self.coulomb * z_i * z_j / distances * screening
         energy = energy * polynomial_cutoff(distances / switch_off, 6)
-        zeros = torch.zeros(numbers.shape[0], dtype=dtype, device=distances.device)
-        return zeros.index_add(0, i, energy)
+        return pair_to_atoms(energy, i, inputs.numbers.shape[0])

@@ -132,13 +132,22 @@ def check_isolation(p: Probe) -> None:
 
 
 def check_size_consistency(p: Probe) -> None:
-    """Two neutral systems far apart have the sum of their energies."""
+    """Two neutral systems far apart do not feel how far; they have the sum of their energies.
+
+    The second half is left out for a core that says `additive = False`: one that shares out a
+    charge over all atoms of a system.
+    """
     a = p.structures["molecule"]
     b = a[p.rng.permutation(len(a))]
     b.positions *= 1.05
-    b.positions += (FAR + 2.0 * p.potential.cutoff, 0.0, 0.0)
-    e = p.energies([a + b, a, b])
-    p.close("energy of two molecules far apart", e[0], e[1] + e[2], "size consistency")
+    far = FAR + 2.0 * p.potential.cutoff
+    b.positions += (far, 0.0, 0.0)
+    farther = b.copy()
+    farther.positions += (far, 0.0, 0.0)
+    e = p.energies([a + b, a + farther, a, b])
+    p.close("energy of two molecules far apart and farther", e[1], e[0], "size consistency")
+    if getattr(p.potential.core, "additive", True):
+        p.close("energy of two molecules far apart", e[0], e[2] + e[3], "size consistency")
 
 
 def check_supercell(p: Probe) -> None:

@@ -1,9 +1,10 @@
-"""``nnpcalc train``: run or continue a training, then write the model directory and its report."""
+"""``nnpcalc train`` and ``nnpcalc evaluate``: from a configuration to a model and its report."""
 
 from __future__ import annotations
 
 import json
 import platform
+import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,11 +14,17 @@ import numpy as np
 import torch
 
 from nnpcalc.potential import Potential
-from nnpcalc.train.config import read_config
-from nnpcalc.train.data import index_pairs, read_corpus
+from nnpcalc.train.build import accelerated, baseline_of
+from nnpcalc.train.config import Config, read_config
+from nnpcalc.train.data import UNDECIDED, Dataset, fit_baseline, index_pairs
+from nnpcalc.train.predict import Errors, evaluate
+from nnpcalc.train.processes import join, leave
+from nnpcalc.train.readers import read_files
 from nnpcalc.train.report import Row, format_table, plot_parity, plot_training, table
-from nnpcalc.train.trainer import Trainer, accelerated, evaluate
+from nnpcalc.train.trainer import Trainer
 from nnpcalc.weights import load_potential, make_golden, save_potential
+
+SPLITS = ("training", "validation", "test", "all")
 
 
 def train(
@@ -28,10 +35,12 @@ def train(
     device: str = "cpu",
     threads: int | None = None,
     minutes: float | None = None,
+    initial: str | None = None,
 ) -> Path:
     """Train the model of a TOML file and write it as a model directory.
 
-    A run that was stopped or killed goes on from its last checkpoint when called again.
+    A run that was stopped or killed goes on from its last checkpoint when called again. Started by
+    torchrun, the processes share the work (`nnpcalc.train.processes`).
 
     Args:
         config: TOML file; see examples/training.
@@ -40,6 +49,7 @@ def train(
         device: "cpu" or "cuda".
         threads: CPU threads; torch's own choice by default.
         minutes: stop, with a checkpoint, after this long.
+        initial: name or path of a model to start from, instead of what the file says.
 
     Returns:
         The run's directory.
@@ -47,16 +57,23 @@ def train(
     settings = read_config(config)
     files = tuple(str(Path(data) / name) for name in settings.data.files)
     settings = replace(settings, data=replace(settings.data, files=files))
+    if initial is not None:
+        settings = replace(settings, training=replace(settings.training, initial=initial))
     if threads is not None:
         torch.set_num_threads(threads)
     directory = Path(output) / settings.name
-    trainer = Trainer(settings, directory, device)
+    processes, device = join(device)
 
     def report(line: str) -> None:
         print(time.strftime("%H:%M:%S"), line, flush=True)
 
-    trainer.run(report, None if minutes is None else time.time() + 60.0 * minutes)
-    if trainer.log:
+    try:
+        trainer = Trainer(settings, directory, device, processes)
+        until = None if minutes is None else time.time() + 60.0 * minutes
+        trainer.run(report, until, bar=sys.stderr.isatty())
+    finally:
+        leave()
+    if trainer.log and processes.rank == 0:
         finish(trainer, report)
     return directory
 
@@ -68,29 +85,74 @@ def evaluate_model(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     threads: int | None = None,
-    training_split: bool = False,
+    split: str | None = None,
+    labels: dict[str, str] | None = None,
+    plots: str | Path | None = None,
+    json_file: str | Path | None = None,
 ) -> list[Row]:
-    """Errors of a model on npz corpora, by charge, multiplicity, source, size and element.
+    """Errors of a model on labelled files, by charge, multiplicity, source, size and element.
 
     Args:
         model: name or path.
-        files: corpora as `nnpcalc.train.data.read_corpus` takes them.
+        files: what `nnpcalc.train.readers.read_files` takes.
         device, dtype: where and how to compute.
         threads: CPU threads; torch's own choice by default.
-        training_split: use the conformers marked for training, not those for validation.
+        split: "training", "validation", "test" or "all"; by default the validation conformers, or
+            all where no file has a split.
+        labels: names of the labels in the files.
+        plots: directory for parity.png.
+        json_file: file for the table.
 
     Raises:
-        ValueError: the chosen split is empty.
+        ValueError: the chosen split is empty, or the model does not know an element of it.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    dataset = read_corpus(files)[0 if training_split else 1]
-    if not len(dataset):
-        raise ValueError(f"{', '.join(map(str, files))}: the chosen split holds no conformers")
+    dataset, split = _chosen(files, labels or {}, split)
     potential = load_potential(model, device=device, dtype=dtype).requires_grad_(False)
+    unknown = sorted(set(np.unique(dataset.numbers).tolist()) - set(potential.elements))
+    if unknown:
+        raise ValueError(f"{model} does not know the atomic numbers {unknown} of the data")
     pairs = index_pairs(dataset, potential.cutoff)
     fast = accelerated(potential, n_knots=512, frozen=True)
-    return table(dataset, evaluate(fast, dataset, pairs, torch.device(device)))
+    errors = evaluate(fast, dataset, pairs, torch.device(device))
+    rows = table(dataset, errors)
+    if plots is not None:
+        Path(plots).mkdir(parents=True, exist_ok=True)
+        plot_parity(dataset, errors, _baseline(potential, dataset), Path(plots) / "parity.png")
+    if json_file is not None:
+        content = {
+            "model": str(model),
+            "files": [str(file) for file in files],
+            "split": split,
+            "units": "energy meV/atom, forces meV/Å, charges 0.001 e",
+            "rows": [asdict(row) for row in rows],
+        }
+        Path(json_file).write_text(json.dumps(content, indent=1) + "\n")
+    return rows
+
+
+def _chosen(
+    files: list[str | Path], labels: dict[str, str], split: str | None
+) -> tuple[Dataset, str]:
+    """The conformers of a split, and its name."""
+    dataset, number = read_files(files, labels)
+    if split is None:
+        split = "all" if (number == UNDECIDED).all() else "validation"
+    if split not in SPLITS:
+        raise ValueError(f"the split must be one of {', '.join(SPLITS)}, not {split!r}")
+    rows = np.arange(len(dataset))
+    if split != "all":
+        rows = np.flatnonzero(np.minimum(number, 2) == SPLITS.index(split))
+    if not rows.size:
+        raise ValueError(f"{', '.join(map(str, files))}: no {split} conformers")
+    return dataset.take(rows), split
+
+
+def _baseline(potential: Any, dataset: Dataset) -> np.ndarray:
+    """What a plot subtracts from energies [M], eV; it need not be exact."""
+    found = baseline_of(potential) if isinstance(potential, Potential) else None
+    return (found if found and found.atomic_energies else fit_baseline(dataset)).of(dataset)
 
 
 def best_potential(trainer: Trainer) -> Potential:
@@ -108,41 +170,51 @@ def finish(trainer: Trainer, report: Any = print) -> None:
     errors = evaluate(trainer.fast, dataset, trainer.validation_pairs, trainer.device)
     rows = table(dataset, errors)
     report("validation of the best weights:\n" + format_table(rows))
-    plot_training(trainer.directory / "log.csv", trainer.directory / "training.png")
-    plot_parity(dataset, errors, trainer.baseline.of(dataset), trainer.directory / "parity.png")
-    config = trainer.config
-    training = asdict(config.training)
-    card = {
-        **trainer.config.card,
+    _plots(trainer, errors, report)
+    target = trainer.directory / "model" / trainer.config.name
+    save_potential(potential, target, json.loads(json.dumps(_card(trainer, potential, rows))))
+    report(f"wrote {target}")
+
+
+def _plots(trainer: Trainer, errors: Errors, report: Any) -> None:
+    try:
+        plot_training(trainer.directory / "log.csv", trainer.directory / "training.png")
+        baseline = trainer.baseline.of(trainer.validation)
+        plot_parity(trainer.validation, errors, baseline, trainer.directory / "parity.png")
+    except ImportError as error:  # the model is worth more than its plots
+        report(str(error))
+
+
+def _card(trainer: Trainer, potential: Potential, rows: list[Row]) -> dict[str, Any]:
+    config: Config = trainer.config
+    return {
+        **config.card,
         "charges": sorted({int(q) for q in trainer.train.charge}),
         "multiplicities": sorted({int(m) for m in trainer.train.multiplicity}),
         "training": {
-            **training,
+            **asdict(config.training),
             "conformers": len(trainer.train),
             "molecules": int(np.unique(trainer.train.molecule).size),
-            "validation_conformers": len(dataset),
+            "validation_conformers": len(trainer.validation),
             "steps": trainer.step,
             "epochs_done": trainer.epoch,
             "hardware": f"{platform.machine()} {trainer.device.type}, "
-            f"{torch.get_num_threads()} threads",
+            f"{torch.get_num_threads()} threads, {trainer.processes.size} processes",
             "torch": torch.__version__,
         },
         "accuracy": [asdict(row) for row in rows],
         "golden": make_golden(potential, golden_structures(trainer)),
     }
-    target = trainer.directory / "model" / config.name
-    save_potential(potential, target, json.loads(json.dumps(card)))
-    report(f"wrote {target}")
 
 
 def golden_structures(trainer: Trainer) -> list[Any]:
-    """One small validation conformer of every total charge and source, as ase.Atoms."""
+    """One small validation conformer of every total charge, multiplicity and source."""
     from ase import Atoms
 
     dataset = trainer.validation
-    chosen: dict[tuple[int, int, int], int] = {}
+    chosen: dict[tuple[int, int, str], int] = {}
     for row in np.argsort(dataset.n_atoms, kind="stable"):
-        key = (int(dataset.charge[row]), int(dataset.multiplicity[row]), int(dataset.source[row]))
+        key = (int(dataset.charge[row]), int(dataset.multiplicity[row]), str(dataset.source[row]))
         if dataset.n_atoms[row] >= 4:
             chosen.setdefault(key, int(row))
     structures = []

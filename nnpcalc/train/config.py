@@ -7,12 +7,20 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+SCHEDULES = ("cosine", "plateau")
+PRECISIONS = ("float32", "tf32", "bfloat16")
+
 
 @dataclass(frozen=True)
 class DataConfig:
-    """``[data]``: npz corpora with their own split (see `nnpcalc.train.data.read_corpus`)."""
+    """``[data]``: the files and who of them validates (`nnpcalc.train.readers.read_dataset`)."""
 
-    files: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()  # .npz, .xyz, .extxyz, .traj, .h5, .hdf5
+    #: Names of the labels in XYZ and HDF5 files, by energy, forces, charges; else the usual names.
+    labels: dict[str, str] = field(default_factory=dict)
+    validation_fraction: float = 0.05  # of the conformers whose file gives them no split
+    split_by: str = "molecule"  # what is drawn for validation: "molecule" or "conformer"
+    seed: int = 1  # of that drawing
     max_force: float = 20.0  # eV/Å; training conformers with a larger force component are left out
     #: How often an epoch shows the conformers of a charge, by the charge as a string; else once.
     repeats: dict[str, int] = field(default_factory=dict)
@@ -24,6 +32,7 @@ class ModelConfig:
 
     architecture: str = "tensornet"
     zbl_reach: float = 0.8  # fraction of the covalent distance; 0 leaves the term out
+    state_energy: bool = True  # fit an energy of charge and multiplicity; false for blind models
     options: dict[str, Any] = field(default_factory=dict)  # every other key of the section
 
 
@@ -32,20 +41,44 @@ class TrainingConfig:
     """``[training]``: optimisation."""
 
     epochs: int = 10
-    atoms_per_batch: int = 1400
-    learning_rate: float = 1e-3
-    final_learning_rate: float = 1e-6
-    warmup_steps: int = 500
-    weight_decay: float = 0.0
+    atoms_per_batch: int = 1400  # a batch is filled with conformers up to so many atoms,
+    pairs_per_batch: int = 0  # or, above 0, up to so many pairs within the cutoff
+    learning_rate: float = 1e-3  # highest, after the warm-up
+    final_learning_rate: float = 1e-6  # end of the cosine, or floor of the plateau schedule
+    warmup_steps: int = 500  # the rate rises in proportion to the steps
+    schedule: str = "cosine"  # or "plateau": by validation loss
+    plateau_patience: int = 5  # epochs without a best validation loss before the rate is lowered
+    plateau_factor: float = 0.5  # by this factor
+    patience: int = 0  # stop after so many epochs without a best validation loss; 0: never
+    weight_decay: float = 0.0  # of AdamW
     energy_weight: float = 5.0  # on |error of the energy per atom|, per eV
     final_energy_weight: float = 5.0  # reached at the end, in proportion to the steps done
     force_weight: float = 1.0  # on the length of the force error of an atom, per eV/Å
-    gradient_clip: float = 10.0
-    ema_decay: float = 0.999
-    seed: int = 1
+    charge_weight: float = 0.0  # on |error of a partial charge|, per e; for cores that return them
+    gradient_clip: float = 10.0  # largest norm of the gradient
+    ema_decay: float = 0.999  # of the running average of the weights that is validated and kept
+    seed: int = 1  # of the weights and of the order of the conformers
     knots: int = 512  # radial table of the fused path; 0 trains through the eager network
+    precision: str = "float32"  # or "tf32" (CUDA), or "bfloat16" for the matrix products
     validation_atoms: int = 0  # 0: validate on all; else on the first conformers up to that
     checkpoint_minutes: float = 3.0
+    tensorboard: bool = False  # also write an event file into the run's directory
+    initial: str = ""  # name or path of a model whose weights are the starting point
+    keep_baseline: bool = False  # with initial: keep its atomic energies, else refit them
+
+    def __post_init__(self) -> None:
+        for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"[training] {name} = {getattr(self, name)!r}; known are {', '.join(known)}"
+                )
+        for name in ("epochs", "atoms_per_batch", "plateau_patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"[training] {name} must be at least 1, not {getattr(self, name)}")
+        if not 0.0 < self.plateau_factor < 1.0:
+            raise ValueError(
+                f"[training] plateau_factor must lie between 0 and 1, not {self.plateau_factor}"
+            )
 
 
 @dataclass(frozen=True)
@@ -59,6 +92,35 @@ class Config:
     card: dict[str, Any] = field(default_factory=dict)  # copied into the model's card
 
 
+def read_config(path: str | Path) -> Config:
+    """Read a TOML file.
+
+    Raises:
+        ValueError: not TOML, an unknown section or option, or a value of the wrong kind.
+    """
+    with open(path, "rb") as file:
+        try:
+            content = tomllib.load(file)
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{path} is not valid TOML: {error}") from error
+    unknown = sorted(set(content) - {"name", "model", "data", "training", "card"})
+    if unknown or "name" not in content:
+        raise ValueError(
+            f"{path}: needs a name and the sections [model], [data], [training], [card]; "
+            f"found {', '.join(sorted(content))}"
+        )
+    model = dict(content.get("model", {}))
+    own = {f.name for f in fields(ModelConfig)} - {"options"}
+    chosen = {key: model.pop(key) for key in sorted(own & set(model))}
+    return Config(
+        name=str(content["name"]),
+        model=_section(ModelConfig, {**chosen, "options": model}, "model"),
+        data=_section(DataConfig, content.get("data", {}), "data"),
+        training=_section(TrainingConfig, content.get("training", {}), "training"),
+        card=dict(content.get("card", {})),
+    )
+
+
 def _section(kind: Any, values: dict[str, Any], title: str) -> Any:
     known = {f.name for f in fields(kind)}
     unknown = sorted(set(values) - known)
@@ -67,30 +129,20 @@ def _section(kind: Any, values: dict[str, Any], title: str) -> Any:
             f"[{title}] has no option {', '.join(map(repr, unknown))}; known are "
             f"{', '.join(sorted(known))}"
         )
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-
-
-def read_config(path: str | Path) -> Config:
-    """Read a TOML file.
-
-    Raises:
-        ValueError: an unknown section or option.
-    """
-    with open(path, "rb") as file:
-        content = tomllib.load(file)
-    unknown = sorted(set(content) - {"name", "model", "data", "training", "card"})
-    if unknown or "name" not in content:
-        raise ValueError(
-            f"{path}: needs a name and the sections [model], [data], [training], [card]; "
-            f"found {', '.join(sorted(content))}"
-        )
-    model = dict(content.get("model", {}))
-    own = {"architecture", "zbl_reach"}
-    chosen = {key: model.pop(key) for key in sorted(own & set(model))}
-    return Config(
-        name=str(content["name"]),
-        model=ModelConfig(**chosen, options=model),
-        data=_section(DataConfig, content.get("data", {}), "data"),
-        training=_section(TrainingConfig, content.get("training", {}), "training"),
-        card=dict(content.get("card", {})),
+    default = kind()
+    return kind(
+        **{k: _checked(v, getattr(default, k), f"[{title}] {k}") for k, v in values.items()}
     )
+
+
+def _checked(value: Any, default: Any, title: str) -> Any:
+    """The value in the type of its default, or an error; TOML writes tuples as lists."""
+    if isinstance(default, tuple) and isinstance(value, list):
+        return tuple(value)
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(default):
+        raise ValueError(
+            f"{title} must be a {type(default).__name__}, not the {type(value).__name__} {value!r}"
+        )
+    return value

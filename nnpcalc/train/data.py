@@ -14,6 +14,14 @@ from torch import Tensor
 from nnpcalc.batch import AtomsBatch
 from nnpcalc.neighbors import neighbor_list
 
+#: What a reader returns: the fields of a `Dataset`, and "split" [M]: 0 for training, 1 for
+#: validation, above 1 for neither, -1 where the file does not say.
+Part = dict[str, np.ndarray]
+UNDECIDED = -1
+PER_ATOM = ("numbers", "positions", "forces", "partial_charges")
+TYPES = {"numbers": np.uint8, "positions": np.float32, "forces": np.float32,
+         "partial_charges": np.float32, "energy": np.float64}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -27,8 +35,9 @@ class Dataset:
         forces: [A, 3], float32, eV/Å.
         charge: total charges [M], int64, e.
         multiplicity: 2S + 1 [M], int64.
-        source: a whole number per conformer [M] to report errors by.
+        source: a number or a name per conformer [M] to report errors by.
         molecule: a whole number per conformer [M]; conformers of one molecule share it.
+        partial_charges: labels [A], float32, e; NaN where there is none, everywhere if not given.
     """
 
     n_atoms: np.ndarray
@@ -40,6 +49,12 @@ class Dataset:
     multiplicity: np.ndarray
     source: np.ndarray
     molecule: np.ndarray
+    partial_charges: np.ndarray = None  # type: ignore[assignment]  # filled below
+
+    def __post_init__(self) -> None:
+        if self.partial_charges is None:
+            unknown = np.full(self.numbers.size, np.nan, dtype=np.float32)
+            object.__setattr__(self, "partial_charges", unknown)
 
     def __len__(self) -> int:
         return int(self.n_atoms.size)
@@ -52,10 +67,9 @@ class Dataset:
     def take(self, rows: np.ndarray) -> Dataset:
         """The conformers ``rows`` (indices), in that order."""
         atoms = rows_of(self.offsets, rows)
-        per_atom = ("numbers", "positions", "forces")
         return Dataset(
             **{
-                field.name: getattr(self, field.name)[atoms if field.name in per_atom else rows]
+                field.name: getattr(self, field.name)[atoms if field.name in PER_ATOM else rows]
                 for field in fields(self)
             }
         )
@@ -68,43 +82,64 @@ def rows_of(offsets: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return starts + np.arange(counts.sum())
 
 
+def join(parts: Sequence[Part]) -> tuple[Dataset, np.ndarray]:
+    """One data set of what the readers return, and the split of its conformers [M].
+
+    A molecule is the same in two files that give it the same number, or the same name.
+    """
+    if not parts:
+        raise ValueError("no data file was given")
+    whole = {}
+    for name in parts[0]:
+        arrays = [part[name] for part in parts]
+        if any(array.dtype.kind == "U" for array in arrays):
+            arrays = [array.astype(str) for array in arrays]
+        whole[name] = np.concatenate(arrays)
+    split = whole.pop("split")
+    if whole["molecule"].dtype.kind == "U":
+        whole["molecule"] = np.unique(whole["molecule"], return_inverse=True)[1]
+    for name, array in whole.items():
+        if array.dtype.kind != "U":
+            whole[name] = array.astype(TYPES.get(name, np.int64))
+    return Dataset(**whole), split
+
+
+def read_npz(path: str | Path) -> Part:
+    """Read one npz corpus.
+
+    Its arrays: n_atoms, charge, energy, molecule, source [M] and numbers, positions, forces [A];
+    if present, multiplicity [M] (else 1), split [M] (else undecided) and charges [A], the labels
+    of partial charges.
+
+    Raises:
+        ValueError: an array is missing, or holds a value that is not finite.
+    """
+    with np.load(path, allow_pickle=False) as data:
+        needed = ("n_atoms", "charge", "energy", "molecule", "source", "numbers", "positions",
+                  "forces")  # fmt: skip
+        missing = [name for name in needed if name not in data]
+        if missing:
+            raise ValueError(f"{path} lacks the arrays {', '.join(missing)}")
+        part = {name: data[name] for name in needed}
+        m, a = part["n_atoms"].size, part["numbers"].size
+        part["multiplicity"] = data.get("multiplicity", np.ones(m, dtype=np.int64))
+        part["split"] = data.get("split", np.full(m, UNDECIDED)).astype(np.int64)
+        part["partial_charges"] = data.get("charges", np.full(a, np.nan, dtype=np.float32))
+    for name in ("energy", "positions", "forces"):
+        if not np.isfinite(part[name]).all():
+            raise ValueError(f"{path}: {name} holds values that are not finite")
+    return part
+
+
 def read_corpus(paths: Sequence[str | Path]) -> tuple[Dataset, Dataset]:
     """Read npz corpora into (training, validation) sets by their ``split`` array.
 
-    The arrays of a file: n_atoms, charge, energy, molecule, source, split [M] and numbers,
-    positions, forces [A]; multiplicity [M] if present, else 1.
+    `nnpcalc.train.readers.read_dataset` reads other formats too and splits what has no split.
 
     Raises:
-        ValueError: a file lacks an array, or holds a value that is not finite.
+        ValueError: see `read_npz`.
     """
-    parts: list[dict[str, np.ndarray]] = []
-    for path in paths:
-        with np.load(path, allow_pickle=False) as data:
-            needed = ("n_atoms", "charge", "energy", "molecule", "source", "split", "numbers",
-                      "positions", "forces")  # fmt: skip
-            missing = [name for name in needed if name not in data]
-            if missing:
-                raise ValueError(f"{path} lacks the arrays {', '.join(missing)}")
-            part = {name: data[name] for name in needed}
-            part["multiplicity"] = (
-                data["multiplicity"] if "multiplicity" in data else np.ones_like(part["charge"])
-            )
-            for name in ("energy", "positions", "forces"):
-                if not np.isfinite(part[name]).all():
-                    raise ValueError(f"{path}: {name} holds values that are not finite")
-            parts.append(part)
-    if not parts:
-        raise ValueError("no data file was given")
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    types = {"numbers": np.uint8, "positions": np.float32, "forces": np.float32,
-             "energy": np.float64}  # fmt: skip
-    dataset = Dataset(
-        **{
-            field.name: whole[field.name].astype(types.get(field.name, np.int64))
-            for field in fields(Dataset)
-        }
-    )
-    split = whole["split"]
+    dataset, split = join([read_npz(path) for path in paths])
     return dataset.take(np.flatnonzero(split == 0)), dataset.take(np.flatnonzero(split == 1))
 
 
@@ -135,17 +170,18 @@ def states_of(dataset: Dataset) -> np.ndarray:
     return np.stack(columns, axis=1).astype(np.float64)
 
 
-def fit_baseline(dataset: Dataset, trim: float = 0.02) -> Baseline:
+def fit_baseline(dataset: Dataset, trim: float = 0.02, state: bool = True) -> Baseline:
     """Energies per element and per state by least squares on the total energies.
 
     Fitted twice: the second time without the fraction ``trim`` of conformers that lie farthest
-    from the first fit per atom, so that strained outliers do not shift an element.
+    from the first fit per atom, so that strained outliers do not shift an element. Without
+    ``state``, elements alone.
     """
     elements = np.unique(dataset.numbers)
     system = np.repeat(np.arange(len(dataset)), dataset.n_atoms)
     counts = np.zeros((len(dataset), elements.size))
     np.add.at(counts, (system, np.searchsorted(elements, dataset.numbers)), 1.0)
-    design = np.concatenate([counts, states_of(dataset)], axis=1)
+    design = np.concatenate([counts, states_of(dataset) * float(state)], axis=1)
     keep = np.ones(len(dataset), dtype=bool)
     for _ in range(2):
         # The minimum-norm solution gives a coefficient that the data do not determine no weight.
@@ -216,6 +252,7 @@ class Batch:
     n_atoms: Tensor
     energy: Tensor
     forces: Tensor
+    partial_charges: Tensor
     rows: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
@@ -241,17 +278,24 @@ def collate(dataset: Dataset, pairs: PairIndex, rows: np.ndarray) -> Batch:
         n_atoms=torch.from_numpy(n_atoms),
         energy=torch.from_numpy(dataset.energy[rows]),
         forces=torch.from_numpy(dataset.forces[atoms]),
+        partial_charges=torch.from_numpy(dataset.partial_charges[atoms]),
         rows=torch.from_numpy(rows),
     )
 
 
-def batches(n_atoms: np.ndarray, order: np.ndarray, max_atoms: int) -> Iterator[np.ndarray]:
-    """Cut ``order`` into consecutive groups of at most ``max_atoms`` atoms (at least one each)."""
+def batches(sizes: np.ndarray, order: np.ndarray, limit: int) -> Iterator[np.ndarray]:
+    """Cut ``order`` into consecutive groups of at most ``limit`` in size (at least one each).
+
+    Args:
+        sizes: atoms, or pairs, of every conformer of the data set [M].
+        order: indices of conformers.
+        limit: largest sum of the sizes of a group.
+    """
     start, total = 0, 0
     for k, row in enumerate(order):
-        if k > start and total + n_atoms[row] > max_atoms:
+        if k > start and total + sizes[row] > limit:
             yield order[start:k]
             start, total = k, 0
-        total += int(n_atoms[row])
+        total += int(sizes[row])
     if start < order.size:
         yield order[start:]

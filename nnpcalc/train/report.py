@@ -10,20 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from nnpcalc.state import element_symbol
 from nnpcalc.train.data import Dataset
-
-
-@dataclass(frozen=True)
-class Errors:
-    """Predicted minus labelled, in the order of the data set: energy [M] eV, forces [A, 3] eV/Å."""
-
-    energy: np.ndarray
-    forces: np.ndarray
+from nnpcalc.train.predict import Errors
 
 
 @dataclass(frozen=True)
 class Row:
-    """Errors of one group of conformers; energies per atom in meV, force components in meV/Å."""
+    """Errors of one group of conformers.
+
+    Energies per atom in meV, force components in meV/Å, partial charges in 0.001 e (None without
+    labels or without charges of the model).
+    """
 
     group: str
     conformers: int
@@ -31,6 +29,7 @@ class Row:
     energy_rmse: float
     force_mae: float
     force_rmse: float
+    charge_mae: float | None = None
 
 
 def table(dataset: Dataset, errors: Errors) -> list[Row]:
@@ -46,6 +45,9 @@ def table(dataset: Dataset, errors: Errors) -> list[Row]:
 
     def row(group: str, conformers: np.ndarray, atoms: np.ndarray) -> Row:
         energy, force = per_atom[conformers], errors.forces[atoms]
+        charge = None
+        if errors.charges is not None and np.isfinite(errors.charges[atoms]).any():
+            charge = 1e3 * float(np.nanmean(np.abs(errors.charges[atoms])))
         return Row(
             group,
             int(conformers.sum()),
@@ -53,6 +55,7 @@ def table(dataset: Dataset, errors: Errors) -> list[Row]:
             1e3 * float(np.sqrt((energy**2).mean())),
             1e3 * float(np.abs(force).mean()),
             1e3 * float(np.sqrt((force**2).mean())),
+            charge,
         )
 
     def rows(values: np.ndarray, title: Callable[[Any], str]) -> Iterable[Row]:
@@ -71,33 +74,40 @@ def table(dataset: Dataset, errors: Errors) -> list[Row]:
         atoms = dataset.numbers == z
         contains = np.zeros(len(dataset), dtype=bool)
         contains[system[atoms]] = True
-        result.append(row(f"element {z}", contains, atoms))
+        result.append(row(f"element {element_symbol(int(z))}", contains, atoms))
     return result
 
 
 def format_table(rows: list[Row]) -> str:
     """The rows as aligned text."""
-    head = f"{'':<16}{'conformers':>11}{'E MAE':>9}{'E RMSE':>9}{'F MAE':>9}{'F RMSE':>9}"
-    units = f"{'':<16}{'':>11}{'meV/atom':>18}{'meV/Å':>18}"
+    width = max(16, *(len(r.group) + 2 for r in rows))
+    charges = any(r.charge_mae is not None for r in rows)
+    head = f"{'':<{width}}{'conformers':>11}{'E MAE':>9}{'E RMSE':>9}{'F MAE':>9}{'F RMSE':>9}"
+    units = f"{'':<{width}}{'':>11}{'meV/atom':>18}{'meV/Å':>18}"
     lines = [
-        f"{r.group:<16}{r.conformers:>11d}{r.energy_mae:>9.2f}{r.energy_rmse:>9.2f}"
+        f"{r.group:<{width}}{r.conformers:>11d}{r.energy_mae:>9.2f}{r.energy_rmse:>9.2f}"
         f"{r.force_mae:>9.1f}{r.force_rmse:>9.1f}"
+        + ("" if r.charge_mae is None else f"{r.charge_mae:>9.1f}")
         for r in rows
     ]
+    if charges:
+        head, units = head + f"{'q MAE':>9}", units + f"{'0.001 e':>9}"
     return "\n".join([head, units, *lines])
 
 
 def plot_training(log: Path, image: Path) -> None:
-    """Validation errors and learning rate over the optimiser steps of a ``log.csv``, as PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """Validation errors and training loss over the optimiser steps of a ``log.csv``, as PNG."""
+    plt = _pyplot()
     with open(log, newline="") as file:
         rows = list(csv.DictReader(file))
     steps = [int(row["step"]) for row in rows]
-    figure, left = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, (top, left) = plt.subplots(2, 1, figsize=(7, 7), layout="constrained", sharex=True)
+    losses = [float(r.get("train_loss") or "nan") for r in rows]
+    top.semilogy(steps, losses, ".-", color="C2")
+    top.set_ylabel("training loss, mean of an epoch")
+    rate = top.twinx()
+    rate.plot(steps, [float(r["learning_rate"]) for r in rows], "--", color="C3")
+    rate.set_ylabel("learning rate", color="C3")
     left.semilogy(steps, [float(r["force_mae_meV_per_A"]) for r in rows], "o-", color="C0")
     left.set_xlabel("optimiser step")
     left.set_ylabel("validation force MAE, meV/Å", color="C0")
@@ -117,11 +127,7 @@ def plot_parity(dataset: Dataset, errors: Errors, baseline: np.ndarray, image: P
         baseline: summed atomic energies [M], eV, subtracted from both axes.
         image: the file to write.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = _pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
     label = (dataset.energy - baseline) / dataset.n_atoms
     for charge in np.unique(dataset.charge):
@@ -137,7 +143,18 @@ def plot_parity(dataset: Dataset, errors: Errors, baseline: np.ndarray, image: P
     right.set_xlabel("label, eV/Å")
     right.set_ylabel("model, eV/Å")
     right.set_title("force components")
-    for axes in (left, right):
-        axes.axline((0.0, 0.0), slope=1.0, color="black", lw=0.5)
+    for axes, start in ((left, float(label[0])), (right, 0.0)):
+        axes.axline((start, start), slope=1.0, color="black", lw=0.5)
     figure.savefig(image, dpi=120)
     plt.close(figure)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install 'nnpcalc[train]'") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt

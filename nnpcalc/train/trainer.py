@@ -1,14 +1,11 @@
-"""The training loop: resumable at any step, averaged weights, one line a minute."""
+"""The training loop: resumable at any step, averaged weights, one process or several."""
 
 from __future__ import annotations
 
-import csv
 import json
-import math
-import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,76 +14,50 @@ import torch
 from torch import Tensor, nn
 
 from nnpcalc.kernels import forms
-from nnpcalc.models import build_core
-from nnpcalc.models.tensornet import TensorNet
-from nnpcalc.potential import Potential
-from nnpcalc.terms import ZBL, AtomicEnergies, StateEnergy
+from nnpcalc.train.build import accelerated, build, build_from, initial_baseline, load_initial
+from nnpcalc.train.checkpoint import averaged, fingerprint, read_checkpoint, write_atomically
 from nnpcalc.train.config import Config
-from nnpcalc.train.data import (
-    Baseline,
-    Batch,
-    Dataset,
-    PairIndex,
-    batches,
-    collate,
-    fit_baseline,
-    index_pairs,
-    read_corpus,
-)
-from nnpcalc.train.loss import loss
-from nnpcalc.train.report import Errors
+from nnpcalc.train.data import Baseline, Dataset, batches, collate, fit_baseline, index_pairs
+from nnpcalc.train.log import Events, ticker, write_csv
+from nnpcalc.train.loss import Totals, Weights, loss
+from nnpcalc.train.precision import check_precision, matrix_products
+from nnpcalc.train.predict import ALONE, Errors, evaluate, predict
+from nnpcalc.train.processes import Processes
+from nnpcalc.train.readers import read_dataset
+from nnpcalc.train.schedule import Progress, energy_weight, learning_rate
+
+__all__ = ["Trainer", "accelerated", "build", "evaluate", "predict"]
 
 
-def build(config: Config, baseline: Baseline) -> Potential:
-    """The potential of a configuration, with random weights."""
-    options = dict(config.model.options)
-    options.setdefault("elements", sorted(baseline.atomic_energies))
-    core = build_core(config.model.architecture, options)
-    terms: list[nn.Module] = [AtomicEnergies(baseline.atomic_energies)]
-    if any(baseline.state):
-        terms.append(StateEnergy(*baseline.state))
-    if config.model.zbl_reach > 0.0:
-        terms.append(ZBL(config.model.zbl_reach))
-    return Potential(core, tuple(terms))
+def read_data(config: Config) -> tuple[Dataset, Dataset]:
+    """The conformers to train on and to validate on.
 
-
-def accelerated(potential: Potential, n_knots: int, frozen: bool = False) -> Potential:
-    """A potential with the same parameters on the fast path, where its core has one.
-
-    Args:
-        potential: the model.
-        n_knots: size of the radial table; 0 leaves the model as it is.
-        frozen: the parameters will not change, so that one table serves for good.
+    Raises:
+        ValueError: see `read_dataset`; or a set is empty.
     """
-    if n_knots and isinstance(potential.core, TensorNet) and potential.device.type == "cpu":
-        from nnpcalc.kernels.tensornet import FusedTensorNet
-
-        core = FusedTensorNet(potential.core, n_knots)
-        if frozen:
-            core.freeze()
-        return Potential(core, tuple(potential.terms), potential.scale)
-    return potential
-
-
-def predict(potential: Potential, batch: Batch, create_graph: bool) -> dict[str, Tensor]:
-    """Energies and forces of a training batch."""
-    n, p = batch.n_atoms.shape[0], batch.pairs.shape[1]
-    positions = batch.positions.to(potential.dtype)
-    cell = positions.new_zeros(n, 3, 3)
-    shifts = torch.zeros(p, 3, dtype=torch.int64, device=positions.device)
-    return potential(
-        batch.numbers, positions, cell, batch.system, batch.pairs, shifts, batch.charge,
-        batch.multiplicity, None, True, False, create_graph,
-    )  # fmt: skip
-
-
-def learning_rate(step: int, total: int, config: Any) -> float:
-    """Linear warm-up, then half a cosine down to the final rate."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
-    low, high = config.final_learning_rate, config.learning_rate
-    return low + 0.5 * (high - low) * (1.0 + math.cos(math.pi * min(1.0, progress)))
+    data = config.data
+    train, validation = read_dataset(
+        data.files,
+        labels=data.labels,
+        validation_fraction=data.validation_fraction,
+        split_by=data.split_by,
+        seed=data.seed,
+    )
+    if not len(train) or not len(validation):
+        raise ValueError(
+            f"{len(train)} conformers for training and {len(validation)} for validation in "
+            f"{', '.join(data.files)}: neither set may be empty; files without a split are split "
+            "by [data] validation_fraction"
+        )
+    peak = np.maximum.reduceat(np.abs(train.forces).max(axis=1), train.offsets[:-1])
+    if peak.min() > data.max_force:
+        raise ValueError(f"every training conformer has a force above {data.max_force} eV/Å")
+    train = train.take(np.flatnonzero(peak <= data.max_force))
+    if config.training.validation_atoms:
+        keep = np.cumsum(validation.n_atoms) <= config.training.validation_atoms
+        keep[0] = True
+        validation = validation.take(np.flatnonzero(keep))
+    return train, validation
 
 
 class Trainer:
@@ -98,150 +69,268 @@ class Trainer:
     Args:
         config: the run.
         directory: where its files live; a checkpoint found there is continued.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" or "cuda:1".
+        processes: this process among those that train together (`nnpcalc.train.processes`).
+
+    Raises:
+        ValueError: the data, the device or the checkpoint does not fit the configuration.
     """
 
-    def __init__(self, config: Config, directory: str | Path, device: str = "cpu") -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: Config,
+        directory: str | Path,
+        device: str = "cpu",
+        processes: Processes = ALONE,
+    ) -> None:
+        options = config.training
+        self.processes = processes
         self.directory = Path(directory)
-        self.directory.mkdir(parents=True, exist_ok=True)
         self.device = torch.device(device)
-        train, self.validation = read_corpus(config.data.files)
-        atom_peak = np.abs(train.forces).max(axis=1)
-        peak = np.maximum.reduceat(atom_peak, train.offsets[:-1])
-        self.train = train.take(np.flatnonzero(peak <= config.data.max_force))
-        if config.training.validation_atoms:
-            keep = np.cumsum(self.validation.n_atoms) <= config.training.validation_atoms
-            self.validation = self.validation.take(np.flatnonzero(keep))
-        self.baseline = fit_baseline(self.train)
-        torch.manual_seed(config.training.seed)
-        self.potential = build(config, self.baseline).to(torch.float32).to(self.device)
-        self.fast = accelerated(self.potential, config.training.knots)
+        check_precision(options.precision, self.device)
+        initial = None
+        if options.initial:
+            config, initial = load_initial(config)
+        self.config = config
+        self.train, self.validation = read_data(config)
+        if options.charge_weight and not np.isfinite(self.train.partial_charges).any():
+            raise ValueError("[training] charge_weight is set, but no atom has a partial charge")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        content: dict[str, Any] | None = None
+        self.changed: list[str] = []
+        self.data = fingerprint(self.train)
+        path = self.directory / "checkpoint.pt"
+        if path.exists():
+            content, self.changed = read_checkpoint(path, config, self.data, self.device)
+            self.baseline = Baseline(**content["baseline"])
+        elif initial is not None:
+            self.baseline = initial_baseline(initial, config, self.train)
+        else:
+            self.baseline = fit_baseline(self.train, state=config.model.state_energy)
+        torch.manual_seed(options.seed)
+        if initial is not None:
+            potential = build_from(initial, config, self.baseline)
+        else:
+            potential = build(config, self.baseline)
+        self.potential = potential.to(torch.float32).to(self.device).requires_grad_(True)
+        self.fast = accelerated(self.potential, options.knots)
+        if options.precision == "bfloat16" and self.fast is not self.potential:
+            raise ValueError("precision = 'bfloat16' needs the eager network: set knots = 0")
         self.parameters = [p for p in self.potential.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters]
         self.optimiser = torch.optim.AdamW(
-            self.parameters,
-            lr=config.training.learning_rate,
-            weight_decay=config.training.weight_decay,
+            self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay
         )
         self.repeats = np.ones(len(self.train), dtype=np.int64)
         for charge, times in config.data.repeats.items():
             self.repeats[self.train.charge == int(charge)] = times
-        self.step = self.epoch = self.position = 0
-        self.best = math.inf
+        self.progress = Progress()
         self.log: list[dict[str, float]] = []
         self.train_pairs = index_pairs(self.train, self.potential.cutoff)
         self.validation_pairs = index_pairs(self.validation, self.potential.cutoff)
         self.steps_per_epoch = len(self.epoch_batches(0))
-        if (self.directory / "checkpoint.pt").exists():
-            self.resume()
+        if content is not None:
+            self._resume(content)
 
-    def epoch_batches(self, epoch: int) -> list[np.ndarray]:
-        """The batches of an epoch: a function of seed and epoch alone."""
-        generator = np.random.default_rng([self.config.training.seed, epoch])
-        rows = np.repeat(np.arange(len(self.train)), self.repeats)
-        order = generator.permutation(rows)
-        limit = self.config.training.atoms_per_batch
-        return list(batches(self.train.n_atoms, order, limit))
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self.progress.step
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self.progress.epoch
 
     @property
     def total_steps(self) -> int:
+        """Steps of all epochs."""
         return self.steps_per_epoch * self.config.training.epochs
 
-    def update(self, batch: Batch) -> float:
-        """One optimiser step; returns the loss."""
+    def epoch_batches(self, epoch: int) -> list[np.ndarray]:
+        """The batches of an epoch: a function of seed and epoch alone."""
+        options = self.config.training
+        generator = np.random.default_rng([options.seed, epoch])
+        order = generator.permutation(np.repeat(np.arange(len(self.train)), self.repeats))
+        if options.pairs_per_batch:
+            sizes = np.diff(self.train_pairs.offsets)
+            return list(batches(sizes, order, options.pairs_per_batch))
+        return list(batches(self.train.n_atoms, order, options.atoms_per_batch))
+
+    def update(self, rows: np.ndarray, stop: bool = False) -> tuple[float, bool]:
+        """One optimiser step of all processes on the conformers ``rows``.
+
+        Returns:
+            The loss, and whether any process wants to stop.
+
+        Raises:
+            FloatingPointError: the gradient is not finite.
+        """
         options = self.config.training
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.step, self.total_steps, options)
-        with forms.without(forms.PARAMETERS):
-            output = predict(self.fast, batch, create_graph=True)
-        progress = min(1.0, self.step / self.total_steps)
-        energy_weight = options.energy_weight + progress * (
-            options.final_energy_weight - options.energy_weight
-        )
-        value = loss(output, batch, energy_weight, options.force_weight)
-        with forms.without(forms.GEOMETRY):
-            gradients = torch.autograd.grad(value, self.parameters)
+            group["lr"] = learning_rate(self.progress, self.total_steps, options)
+        gradients, value, stop = self._sum(*self._gradients(rows), stop)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         norm = nn.utils.clip_grad_norm_(self.parameters, options.gradient_clip)
         if not bool(torch.isfinite(norm)):
             raise FloatingPointError(
                 f"the gradient is not finite at step {self.step} (epoch {self.epoch}): lower the "
-                f"learning rate, or look at the conformers {batch.rows.tolist()[:8]} ..."
+                f"learning rate, or look at the conformers {rows.tolist()[:8]} ..."
             )
         self.optimiser.step()
         decay = min(options.ema_decay, (1.0 + self.step) / (10.0 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(self.average, list[Tensor](self.parameters), 1.0 - decay)
-        self.step += 1
-        return float(value.detach())
+        self.progress = self.progress.after_step(value)
+        return value, stop
 
-    def run(self, report: Callable[[str], None] = print, until: float | None = None) -> None:
-        """Train to the end of the last epoch, or until the clock (`time.time`) shows ``until``."""
+    def _gradients(self, rows: np.ndarray) -> tuple[list[Tensor], Tensor]:
+        """This process's part of the loss of a batch, and its gradient."""
         options = self.config.training
-        report(
+        mine = rows[self.processes.share(self.train.n_atoms[rows])]
+        if not mine.size:
+            return [torch.zeros_like(p) for p in self.parameters], torch.zeros(
+                (), device=self.device
+            )
+        labelled = 0
+        if options.charge_weight:
+            whole = self.train.take(rows).partial_charges
+            labelled = int(np.isfinite(whole).sum())
+        totals = Totals(rows.size, int(self.train.n_atoms[rows].sum()), labelled)
+        weights = Weights(
+            energy_weight(self.progress, self.total_steps, options),
+            options.force_weight,
+            options.charge_weight,
+        )
+        batch = collate(self.train, self.train_pairs, mine).to(self.device)
+        with matrix_products(options.precision):
+            with forms.without(forms.PARAMETERS):
+                output = predict(self.fast, batch, create_graph=True)
+            value = loss(output, batch, weights, totals)
+            with forms.without(forms.GEOMETRY):
+                gradients = torch.autograd.grad(value, self.parameters, allow_unused=True)
+        return [
+            torch.zeros_like(p) if g is None else g
+            for p, g in zip(self.parameters, gradients, strict=True)
+        ], value.detach()
+
+    def _sum(
+        self, gradients: list[Tensor], value: Tensor, stop: bool
+    ) -> tuple[list[Tensor], float, bool]:
+        """Gradients, loss and the wish to stop, over all processes, in one message."""
+        if self.processes.size == 1:
+            return gradients, float(value), stop
+        extra = torch.stack([value.to(torch.float32), torch.full_like(value, float(stop))])
+        flat = torch.cat([*(g.reshape(-1) for g in gradients), extra])
+        self.processes.sum(flat)
+        parts = flat[:-2].split([p.numel() for p in self.parameters])
+        summed = [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
+        return summed, float(flat[-2]), bool(flat[-1] > 0.0)
+
+    def run(
+        self,
+        report: Callable[[str], None] = print,
+        until: float | None = None,
+        bar: bool = False,
+    ) -> None:
+        """Train to the end, or until the clock (`time.time`) shows ``until``.
+
+        Args:
+            report: takes lines; those of one process of several.
+            until: stop, with a checkpoint, after the first step that ends later.
+            bar: show a progress bar on standard error, if tqdm is installed.
+        """
+        options = self.config.training
+        main = self.processes.rank == 0
+        lines = ticker(report if main else _silent, self.total_steps, self.step, bar and main)
+        events = Events(self.directory, options.tensorboard and main, self.step)
+        lines.say(
             f"{self.config.name}: {len(self.train)} conformers, {len(self.validation)} for "
             f"validation, {sum(p.numel() for p in self.parameters)} parameters, "
             f"{self.steps_per_epoch} steps per epoch, starting at step {self.step}"
         )
-        saved = printed = time.monotonic()
-        recent: list[float] = []
-        structures = 0
-        while self.epoch < options.epochs:
-            plan = self.epoch_batches(self.epoch)
-            while self.position < len(plan):
-                rows = plan[self.position]
-                batch = collate(self.train, self.train_pairs, rows).to(self.device)
-                recent.append(self.update(batch))
-                self.position += 1
-                structures += rows.size
-                now = time.monotonic()
-                if now - printed > 60.0:
-                    report(
-                        f"epoch {self.epoch} step {self.step}/{self.total_steps} loss "
-                        f"{np.mean(recent):.4f} {structures / (now - printed):.0f} structures/s"
-                    )
-                    printed, recent, structures = now, [], 0
-                if now - saved > 60.0 * options.checkpoint_minutes:
-                    self.save()
-                    saved = now
-                if until is not None and time.time() > until:
-                    self.save()
-                    report(f"stopped at step {self.step}: time is up; run again to continue")
-                    return
-            self.epoch += 1
-            self.position = 0
-            self.validate(report)
-            self.save()
-            saved = time.monotonic()
+        if self.changed:
+            lines.say(f"options changed since the checkpoint: {', '.join(self.changed)}")
+        saved = time.monotonic()
+        try:
+            while not self.progress.finished(options):
+                plan = self.epoch_batches(self.epoch)
+                while self.progress.position < len(plan):
+                    rows = plan[self.progress.position]
+                    late = until is not None and time.time() > until
+                    value, stop = self.update(rows, late)
+                    lines.tick(self.epoch, self.step, value, rows.size)
+                    events.add(self.step, {"loss/train": value, "learning_rate": self.rate})
+                    if stop or time.monotonic() - saved > 60.0 * options.checkpoint_minutes:
+                        self.save()
+                        saved = time.monotonic()
+                    if stop:
+                        lines.say(f"stopped at step {self.step}: time is up; run again to go on")
+                        return
+                lines.say(self.validate())
+                measured = {k: v for k, v in self.log[-1].items() if "_mae_" in k}
+                events.add(self.step, {f"validation/{k}": v for k, v in measured.items()})
+                self.save()
+                saved = time.monotonic()
+            if self.epoch < options.epochs:
+                lines.say(
+                    f"stopped after epoch {self.epoch}: no better validation loss for "
+                    f"{self.progress.stale} epochs"
+                )
+        finally:
+            lines.close()
+            events.close()
 
-    def validate(self, report: Callable[[str], None]) -> None:
-        """Measure the averaged weights and keep them if they are the best so far."""
+    @property
+    def rate(self) -> float:
+        """Learning rate of the last step."""
+        return float(self.optimiser.param_groups[0]["lr"])
+
+    def validation_loss(self, errors: Errors) -> tuple[float, dict[str, float]]:
+        """What the best weights are chosen by, and its parts as columns of the log."""
         options = self.config.training
-        with averaged(self.parameters, self.average):
-            errors = evaluate(self.fast, self.validation, self.validation_pairs, self.device)
-            energy = float(np.abs(errors.energy / self.validation.n_atoms).mean())
-            force = float(np.abs(errors.forces).mean())
-            value = options.final_energy_weight * energy + options.force_weight * force
-            if value < self.best:
-                self.best = value
-                write_atomically(self.directory / "best.pt", self.weights())
-        row = {
-            "epoch": self.epoch,
-            "step": self.step,
-            "learning_rate": self.optimiser.param_groups[0]["lr"],
+        energy = float(np.abs(errors.energy / self.validation.n_atoms).mean())
+        force = float(np.abs(errors.forces).mean())
+        value = options.final_energy_weight * energy + options.force_weight * force
+        columns = {
             "energy_mae_meV_per_atom": 1000.0 * energy,
             "force_mae_meV_per_A": 1000.0 * force,
-            "unix_time": time.time(),
         }
-        self.log.append(row)
-        with open(self.directory / "log.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            writer.writeheader()
-            writer.writerows(self.log)
-        report(
-            f"epoch {self.epoch}: validation {1000 * energy:.2f} meV/atom, {1000 * force:.1f} meV/Å"
+        if options.charge_weight and errors.charge_mae is not None:
+            value += options.charge_weight * errors.charge_mae
+            columns["charge_mae_me"] = 1000.0 * errors.charge_mae
+        return value, columns
+
+    def validate(self) -> str:
+        """End an epoch: measure the averaged weights, keep the best; returns a line about it."""
+        with averaged(self.parameters, self.average):
+            errors = evaluate(
+                self.fast, self.validation, self.validation_pairs, self.device,
+                processes=self.processes,
+            )  # fmt: skip
+            value, columns = self.validation_loss(errors)
+            better = value < self.progress.best
+            train_loss = self.progress.loss / max(1, self.progress.position)
+            self.progress = self.progress.after_epoch(value, self.config.training)
+            if better and self.processes.rank == 0:
+                write_atomically(self.directory / "best.pt", self.weights())
+        self.log.append(
+            {
+                "epoch": self.epoch,
+                "step": self.step,
+                "learning_rate": self.rate,
+                "train_loss": train_loss,
+                **columns,
+                "unix_time": time.time(),
+            }
+        )
+        if self.processes.rank == 0:
+            write_csv(self.directory / "log.csv", self.log)
+        return (
+            f"epoch {self.epoch}: loss {train_loss:.4f}, validation "
+            f"{columns['energy_mae_meV_per_atom']:.2f} meV/atom, "
+            f"{columns['force_mae_meV_per_A']:.1f} meV/Å"
         )
 
     def weights(self) -> dict[str, Any]:
@@ -255,80 +344,26 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Write the checkpoint: whole or not at all."""
+        """Write the checkpoint: whole or not at all, by process 0."""
+        if self.processes.rank:
+            return
         content = {
             **self.weights(),
+            **asdict(self.progress),
             "average": [t.cpu() for t in self.average],
             "optimiser": self.optimiser.state_dict(),
-            "position": self.position,
-            "best": self.best,
             "log": self.log,
+            "data": self.data,
         }
         write_atomically(self.directory / "checkpoint.pt", content)
 
-    def resume(self) -> None:
-        """Go back to the last checkpoint of the directory.
-
-        Raises:
-            ValueError: it belongs to another model.
-        """
-        path = self.directory / "checkpoint.pt"
-        content = torch.load(path, map_location=self.device, weights_only=True)
-        before, now = json.loads(content["config"])["model"], asdict(self.config)["model"]
-        if before != json.loads(json.dumps(now)):
-            raise ValueError(
-                f"{path} was written by another model: {before}; train {now} in a new directory"
-            )
+    def _resume(self, content: dict[str, Any]) -> None:
         self.potential.load_state_dict(content["state"])
         self.average = [t.to(self.device) for t in content["average"]]
         self.optimiser.load_state_dict(content["optimiser"])
-        self.step, self.epoch = content["step"], content["epoch"]
-        self.position, self.best, self.log = content["position"], content["best"], content["log"]
+        stored = {f.name: content[f.name] for f in fields(Progress) if f.name in content}
+        self.progress, self.log = Progress(**stored), content["log"]
 
 
-class averaged:
-    """Context in which the parameters hold their running averages."""
-
-    def __init__(self, parameters: list[nn.Parameter], average: list[Tensor]) -> None:
-        self.pairs = list(zip(parameters, average, strict=True))
-
-    def _swap(self) -> None:
-        with torch.no_grad():
-            for parameter, average in self.pairs:
-                kept = parameter.detach().clone()
-                parameter.copy_(average)
-                average.copy_(kept)
-
-    def __enter__(self) -> None:
-        self._swap()
-
-    def __exit__(self, *_: object) -> None:
-        self._swap()
-
-
-def evaluate(
-    potential: Potential,
-    dataset: Dataset,
-    pairs: PairIndex,
-    device: torch.device,
-    max_atoms: int = 4000,
-) -> Errors:
-    """Errors of a potential on a data set."""
-    energy: list[np.ndarray] = []
-    forces: list[np.ndarray] = []
-    for rows in batches(dataset.n_atoms, np.arange(len(dataset)), max_atoms):
-        batch = collate(dataset, pairs, rows).to(device)
-        output = predict(potential, batch, create_graph=False)
-        energy.append((output["energy"].detach() - batch.energy).cpu().numpy())
-        forces.append((output["forces"].detach() - batch.forces).cpu().numpy())
-    return Errors(np.concatenate(energy), np.concatenate(forces))
-
-
-def write_atomically(path: Path, content: dict[str, Any]) -> None:
-    """Save by temporary file, fsync and rename, so that a kill leaves the old file or the new."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def _silent(_: str) -> None:
+    pass

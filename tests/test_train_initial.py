@@ -1,0 +1,121 @@
+"""Fine-tuning: starting from the weights of another model."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from nnpcalc.train import Trainer, train
+from nnpcalc.train.build import baseline_of
+from nnpcalc.train.predict import evaluate
+from nnpcalc.weights import load_potential
+from train_corpus import CONFIG, settings, silent, write_corpus
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A corpus, and a model trained on it for an epoch."""
+    directory = tmp_path_factory.mktemp("initial")
+    write_corpus(directory)
+    (directory / "tiny.toml").write_text(CONFIG.replace("epochs = 6", "epochs = 2"))
+    train(directory / "tiny.toml", data=directory, output=directory, threads=1)
+    return directory
+
+
+def configuration(workplace, **training):
+    model = str(workplace / "tiny" / "model" / "tiny")
+    return settings(workplace, initial=model, **training)
+
+
+def errors_of(trainer):
+    return evaluate(trainer.fast, trainer.train, trainer.train_pairs, trainer.device)
+
+
+def test_the_weights_are_the_starting_point(workplace, tmp_path):
+    trainer = Trainer(configuration(workplace, keep_baseline=True), tmp_path)
+    initial = load_potential(workplace / "tiny" / "model" / "tiny")
+    state = trainer.potential.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in initial.state_dict().items())
+    assert trainer.baseline == baseline_of(initial)
+    assert all(p.requires_grad for p in trainer.parameters)
+    before = trainer.validate()
+    trainer.run(silent)
+    assert trainer.step > 0 and before  # it trains
+
+
+def test_the_baseline_follows_a_shift_of_the_labels(workplace, tmp_path):
+    """Other atomic and state energies, as another level of theory has them, are absorbed."""
+    with np.load(workplace / "tiny.npz") as data:
+        arrays = dict(data)
+    arrays["energy"] = arrays["energy"] + 7.0 * arrays["n_atoms"] - 3.0 * arrays["charge"]
+    np.savez(tmp_path / "shifted.npz", **arrays)
+    config = configuration(workplace)
+    data = dataclasses.replace(config.data, files=(str(tmp_path / "shifted.npz"),))
+    shifted = dataclasses.replace(config, data=data)
+    kept = dataclasses.replace(
+        shifted, training=dataclasses.replace(shifted.training, keep_baseline=True)
+    )
+    original = Trainer(config, tmp_path / "original")
+    refitted = Trainer(shifted, tmp_path / "refitted")
+    unchanged = Trainer(kept, tmp_path / "kept")
+    energy = [np.abs(errors_of(t).energy).mean() for t in (original, refitted, unchanged)]
+    print("mean |dE| / eV: original, refitted, kept", energy)
+    assert energy[1] == pytest.approx(energy[0], rel=1e-3)
+    assert energy[2] > 10.0 * energy[0]
+    change = refitted.baseline.atomic_energies[1] - original.baseline.atomic_energies[1]
+    assert change == pytest.approx(7.0, abs=1e-6)
+
+
+def test_a_fine_tuning_goes_on_where_it_stopped(workplace, tmp_path):
+    whole = Trainer(configuration(workplace, epochs=2), tmp_path / "whole")
+    whole.run(silent)
+    part = Trainer(configuration(workplace, epochs=2), tmp_path / "part")
+    part.run(silent, until=0.0)
+    resumed = Trainer(configuration(workplace, epochs=2), tmp_path / "part")
+    assert resumed.step == 1
+    resumed.run(silent)
+    for one, other in zip(whole.parameters, resumed.parameters, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"options": {"channels": 6}}, "has channels = 8, .* asks for 6: its weights do not fit"),
+        ({"options": {"colour": 6}}, "has colour = None"),
+        ({"architecture": "schnet"}, "has architecture = 'tensornet', .* asks for 'schnet'"),
+        ({"zbl_reach": 0.0}, r"has zbl_reach = 0\.8"),
+        ({"state_energy": False}, "has an energy of the state: set state_energy = true"),
+    ],
+)
+def test_another_architecture_is_refused(workplace, tmp_path, changes, message):
+    config = configuration(workplace)
+    model = dataclasses.replace(config.model, **changes)
+    with pytest.raises(ValueError, match=message):
+        Trainer(dataclasses.replace(config, model=model), tmp_path)
+
+
+def test_options_may_be_left_out(workplace, tmp_path):
+    config = configuration(workplace)
+    model = dataclasses.replace(config.model, options={})
+    trainer = Trainer(dataclasses.replace(config, model=model), tmp_path)
+    assert trainer.potential.core.config.channels == 8
+
+
+def test_an_unknown_element_is_refused(workplace, tmp_path):
+    with np.load(workplace / "tiny.npz") as data:
+        arrays = dict(data)
+    arrays["numbers"][0] = 2
+    np.savez(tmp_path / "helium.npz", **arrays)
+    config = configuration(workplace)
+    data = dataclasses.replace(config.data, files=(str(tmp_path / "helium.npz"),))
+    with pytest.raises(ValueError, match="does not know the elements He of the training data"):
+        Trainer(dataclasses.replace(config, data=data), tmp_path / "run")
+
+
+def test_a_torchscript_file_is_refused(workplace, tmp_path):
+    model = workplace / "tiny" / "model" / "tiny" / "model.pt"
+    config = settings(workplace, initial=str(model))
+    with pytest.raises(ValueError, match=r"TorchScript|trust"):
+        Trainer(config, tmp_path)
