@@ -32,7 +32,7 @@ from torch import Tensor
 from nnpcalc.cards import (
     MAX_JSON_BYTES,
     WeightsError,
-    build_potential,
+    build_from_card,
     check_card,
     describe,
     parse_json,
@@ -241,13 +241,13 @@ def load_potential(
     file = path / SAFETENSORS_FILE if path.is_dir() else path
     data = _read(file, MAX_MODEL_BYTES)
     _check_hash(data, card, file)
-    _check_tensors(data, build_potential(card, str(file), device="meta"), str(file))
+    _check_tensors(data, build_from_card(card, str(file), device="meta"), str(file))
     try:
         state = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise WeightsError(f"{file} is not a sound safetensors file: {error}") from error
     _check_finite(state, str(file))
-    potential = build_potential(card, str(file))
+    potential = build_from_card(card, str(file))
     potential.load_state_dict(state, strict=True)
     potential.card = card  # type: ignore[assignment]
     return potential.eval().to(device=device, dtype=dtype)
