@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nnpcalc.batch import AtomsBatch
     from nnpcalc.calculator import NNPCalculator
+    from nnpcalc.factory import build_potential
     from nnpcalc.neighbors import list_backends, neighbor_list
     from nnpcalc.potential import Potential, Results
     from nnpcalc.state import State, resolve_state
@@ -26,6 +27,7 @@ __all__ = [
     "Potential",
     "Results",
     "State",
+    "build_potential",
     "export_torchscript",
     "list_backends",
     "list_models",
@@ -41,6 +43,7 @@ _HOMES = {
     "Potential": "potential",
     "Results": "potential",
     "State": "state",
+    "build_potential": "factory",
     "export_torchscript": "weights",
     "list_backends": "neighbors",
     "list_models": "weights",

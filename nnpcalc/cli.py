@@ -1,4 +1,4 @@
-"""The command `nnpcalc`: look at models, verify them, compute energies, train.
+"""The command `nnpcalc`: look at models, verify them, compute energies, train, convert.
 
 What a user can get wrong is told in one line, with exit status 2; a defect of ours is a traceback.
 """
@@ -87,6 +87,28 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--threads", type=int, help="CPU threads")
     _add_machine(evaluate)
     evaluate.set_defaults(run=_evaluate)
+
+    convert = commands.add_parser("convert", help="write another program's model as one of ours")
+    convert.add_argument(
+        "source",
+        help="torchmd-net checkpoint, SchNetPack or TorchANI state dict, AIMNet2 file of Auto3D or "
+        "aimnet, or NeuroChem's directory",
+    )
+    convert.add_argument("--to", required=True, help="name or directory of the new model")
+    convert.add_argument("--format", help="torchmd-net, schnetpack, aimnet2 or ani (found out)")
+    convert.add_argument("--trust", action="store_true", help="open TorchScript, which is code")
+    convert.add_argument("--elements", nargs="+", help="that it was trained on, e.g. H C N O")
+    convert.add_argument("--charges", nargs="+", type=int, help="that it was trained on")
+    convert.add_argument("--multiplicities", nargs="+", type=int, help="that it was trained on")
+    convert.add_argument("--energy-unit", help="eV, Hartree, kcal/mol, kJ/mol or a number of eV")
+    convert.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
+                         help="argument of the format's reader, e.g. member=1")  # fmt: skip
+    convert.add_argument("--licence", help="of the weights, for the card")
+    convert.add_argument("--citation", help="for the card")
+    convert.add_argument("--method", help="what computed the training labels, for the card")
+    convert.add_argument("--data", help="the training data, for the card")
+    convert.add_argument("--dtype", default="float32", choices=["float32", "float64"])
+    convert.set_defaults(run=_convert)
     return parser
 
 
@@ -255,6 +277,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     )
     print(format_table(rows))
     return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from nnpcalc.convert import run
+
+    return run(options)
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from ase.io import read
 
+from nnpcalc.testing import POTENTIAL_CHECKS
+
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 
@@ -21,6 +23,7 @@ SMALL = {
     "03_optimise_zwitterion.py": ["--steps", "30", "--output", "relaxed.xyz"],
     "04_langevin.py": ["--steps", "60", "--molecule", "CH3OH", "--output", "run/dynamics"],
     "05_periodic_stress.py": ["--side", "2", "--steps", "5", "--cell-steps", "8"],
+    "06_add_an_architecture.py": [],
 }
 
 
@@ -94,3 +97,10 @@ def test_periodic_stress(tmp_path: Path) -> None:
     assert energies[0] > energies[1] > energies[2]
     assert float(rows[0][4]) == pytest.approx(1.0, abs=0.01)
     assert float(rows[2][4]) != float(rows[0][4])
+
+
+def test_add_an_architecture(tmp_path: Path) -> None:
+    output = run("06_add_an_architecture.py", tmp_path, *SMALL["06_add_an_architecture.py"])
+    energies = re.findall(r"acetamide, charge [+-]\d: +(-?[\d.]+) eV", output)
+    assert len(set(energies)) == 3
+    assert all(f"  {name} " in output for name in POTENTIAL_CHECKS)

@@ -31,7 +31,7 @@ LEVELS = (
     ("potential",),
     ("kernels",),
     ("cards",),
-    ("torchscript", "golden"),
+    ("torchscript", "golden", "factory"),
     ("weights",),
     ("backends",),
     ("evaluation",),
