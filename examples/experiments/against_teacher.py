@@ -29,6 +29,7 @@ from ase import Atoms
 from ase.build import minimize_rotation_and_translation
 from ase.calculators.calculator import Calculator, all_changes
 from ase.constraints import FixInternals
+from ase.data import covalent_radii
 from ase.optimize import BFGS
 
 from nnpcalc import NNPCalculator
@@ -101,7 +102,7 @@ def from_smiles(smiles: str) -> Atoms:
 
 
 def validation_molecules(corpus: Path, count: int, seed: int) -> list[Atoms]:
-    """The quietest conformer of randomly chosen validation molecules of 6 to 40 atoms."""
+    """The quietest conformer of random validation molecules of 6 to 40 atoms, no clusters."""
     found: dict[int, tuple[float, Atoms]] = {}
     for path in sorted(corpus.glob("*.npz")):
         with np.load(path) as data:
@@ -116,9 +117,19 @@ def validation_molecules(corpus: Path, count: int, seed: int) -> list[Atoms]:
                     info = {"charge": int(charge[k]), "molecule": int(molecule[k])}
                     atoms = Atoms(arrays["numbers"][rows], positions, info=info)
                     found[int(molecule[k])] = (force, atoms)
-    names = sorted(found)
+    names = sorted(k for k, (_, atoms) in found.items() if in_one_piece(atoms))
     chosen = np.random.default_rng(seed).choice(len(names), min(count, len(names)), replace=False)
     return [found[names[k]][1] for k in chosen]
+
+
+def in_one_piece(atoms: Atoms) -> bool:
+    """Whether bonds hold all atoms together."""
+    radii = covalent_radii[atoms.numbers]
+    near = atoms.get_all_distances() < 1.25 * (radii[:, None] + radii)
+    reached = near[0]
+    for _ in atoms:
+        reached = near[reached].any(0)
+    return bool(reached.all())
 
 
 def rmsd(one: Atoms, other: Atoms) -> float:
@@ -131,7 +142,7 @@ def rmsd(one: Atoms, other: Atoms) -> float:
 def geometry(args: argparse.Namespace, model: Calculator, teacher: Calculator) -> dict:
     rows = []
     for k, atoms in enumerate(validation_molecules(args.corpus, args.molecules, args.seed)):
-        reference = optimised(atoms, teacher, 0.02)
+        reference = optimised(atoms, teacher, 0.01)
         ours = optimised(atoms, model, 0.01)
         near = optimised(reference, model, 0.01)  # from the teacher's minimum
         row = {

@@ -33,19 +33,7 @@ TIMESTEP = 0.5  # fs
 
 def unseen_molecules(corpus: Path, count: int, seed: int) -> list[Atoms]:
     """As many charged as neutral validation molecules of 6 to 40 atoms."""
-    from ase.data import covalent_radii
-
-    def connected(atoms: Atoms) -> bool:
-        reach = 1.25 * (covalent_radii[atoms.numbers][:, None] + covalent_radii[atoms.numbers])
-        reached = np.zeros(len(atoms), dtype=bool)
-        reached[0] = True
-        near = atoms.get_all_distances() < reach
-        for _ in atoms:
-            reached = reached | near[reached].any(0)
-        return bool(reached.all())
-
-    everything = validation_molecules(corpus, 10**6, seed)
-    single = [atoms for atoms in everything if connected(atoms)]
+    single = validation_molecules(corpus, 10**6, seed)
     order = np.random.default_rng(seed).permutation(len(single))
     charged = [k for k in order if single[k].info["charge"]]
     neutral = [k for k in order if not single[k].info["charge"]]

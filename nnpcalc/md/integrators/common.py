@@ -1,0 +1,120 @@
+"""What all integrators share: the interface, one force evaluation, checks of their settings."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, is_dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from nnpcalc.md.forcefield import ForceField, describe
+from nnpcalc.md.state import MDState, changed, degrees_of_freedom, kinetic_energy
+from nnpcalc.units import FORCE_TO_ACCELERATION
+
+
+class Integrator(Protocol):
+    """Settings in a frozen dataclass, and three functions of a state.
+
+    `init` computes the forces and adds the integrator's variables; `step` returns the state one
+    time step later and the same numbers for the same state, always; `conserved` is a quantity
+    [B] in eV that exact dynamics would keep, or None.
+    """
+
+    @property
+    def timestep(self) -> float:
+        """fs."""
+        ...
+
+    def init(self, state: MDState, force_field: ForceField) -> MDState: ...
+
+    def step(self, state: MDState, force_field: ForceField) -> MDState: ...
+
+    def conserved(self, state: MDState) -> Tensor | None: ...
+
+
+def evaluate(state: MDState, force_field: ForceField, *, stress: bool = False) -> MDState:
+    """The state with the energy and forces of its positions."""
+    found = force_field(state.atoms, stress=stress)
+    forces = found.forces if state.mobile is None else found.forces * state.mobile
+    variables = state.system_variables
+    if found.uncertainty is not None:
+        variables = {**variables, "uncertainty": found.uncertainty}
+    return changed(
+        state,
+        forces=forces,
+        energy=found.energy,
+        stress=found.stress if stress else None,
+        system_variables=variables,
+    )
+
+
+def begin(state: MDState, *, conserves_momentum: bool) -> MDState:
+    """The state with the degrees of freedom that an integrator gives it."""
+    degrees = degrees_of_freedom(state.counts, state.mobile, conserved_momentum=conserves_momentum)
+    return changed(state, degrees=degrees)
+
+
+def kicked(momenta: Tensor, forces: Tensor, time: float) -> Tensor:
+    """p + F t: momenta [N, 3] in amu Å/fs, forces in eV/Å, time in fs."""
+    return torch.add(momenta, forces, alpha=time * FORCE_TO_ACCELERATION)
+
+
+def drifted(state: MDState, positions: Tensor, momenta: Tensor, time: float) -> Tensor:
+    """x + p t / m: positions [N, 3] in Å, time in fs."""
+    return torch.addcmul(positions, momenta, state.inverse_masses, value=time)
+
+
+def total_energy(state: MDState) -> Tensor:
+    """Kinetic and potential energy [B], eV."""
+    return state.energy + kinetic_energy(state)
+
+
+def check_positive(**values: float) -> None:
+    """Refuse settings that are not finite and positive."""
+    for name, value in values.items():
+        if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be positive and finite, not {value!r}")
+
+
+def check_degrees(state: MDState, integrator: str) -> None:
+    """Refuse replicas that have no degree of freedom for a global thermostat to act on."""
+    bad = state.degrees < 1
+    if bool(bad.any()):
+        b = int(bad.to(torch.int64).argmax())
+        raise ValueError(
+            f"replica {int(state.replica[b])} has {int(state.counts[b])} atom and no degree of "
+            f"freedom besides its drift, which {integrator} leaves alone: use Langevin"
+        )
+
+
+def check_moving(state: MDState, integrator: str) -> None:
+    """Refuse replicas at rest where an integrator can only rescale momenta."""
+    bad = ~(kinetic_energy(state) > 0)
+    if bool(bad.any()):
+        b = int(bad.to(torch.int64).argmax())
+        raise ValueError(
+            f"replica {int(state.replica[b])} is at rest, and {integrator} only rescales momenta: "
+            "draw some with nnpcalc.md.with_thermal_momenta"
+        )
+
+
+def settings(integrator: Any) -> dict[str, Any]:
+    """An integrator's name and settings as plain JSON, to be kept and compared."""
+    kept: dict[str, Any] = {"name": type(integrator).__name__}
+    if not is_dataclass(integrator):
+        return kept
+    for item in fields(integrator):
+        if not item.init:
+            continue
+        value = getattr(integrator, item.name)
+        if is_dataclass(value):
+            kept[item.name] = settings(value)
+        elif callable(value):
+            kept[item.name] = describe(value)
+        elif isinstance(value, Tensor):
+            kept[item.name] = value.tolist()
+        else:
+            kept[item.name] = list(value) if isinstance(value, (tuple, list)) else value
+    return kept

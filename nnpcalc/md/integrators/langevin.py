@@ -1,0 +1,117 @@
+"""Constant temperature, every atom in its own heat bath: Langevin dynamics."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nnpcalc.md.forcefield import ForceField
+from nnpcalc.md.integrators.common import (
+    begin,
+    check_positive,
+    drifted,
+    evaluate,
+    kicked,
+    total_energy,
+)
+from nnpcalc.md.random import STREAM_THERMOSTAT, Noise
+from nnpcalc.md.state import MDState, changed, per_atom, sum_per_system, thermal_scale
+from nnpcalc.md.thermal import temperatures
+from nnpcalc.units import VELOCITY_SQUARED_TO_ENERGY
+
+_HALF = 0.5 * VELOCITY_SQUARED_TO_ENERGY
+
+
+@dataclass(frozen=True)
+class Langevin:
+    """Langevin dynamics by the splitting BAOAB::
+
+        dx = p/m dt,   dp = F dt - g p dt + sqrt(2 g m k_B T) dW
+
+        B   p <- p + h/2 F(x)
+        A   x <- x + h/2 p/m
+        O   p <- c p + sqrt((1 - c^2) m k_B T) R,   c = exp(-g h)
+        A   x <- x + h/2 p/m
+        B   p <- p + h/2 F(x)
+
+    Leimkuhler and Matthews, Appl. Math. Res. Express 2013, 34 and J. Chem. Phys. 138, 174102
+    (2013). Second order; for a harmonic oscillator the distribution of positions is exact.
+
+    ======  =======================================================================
+    h       timestep, fs
+    T       temperature, K; one, or one for each replica
+    g       friction, 1/fs: momenta forget in 1/g. 0.001 is 1/ps
+    R       normal numbers, keyed by seed, replica, step and atom (`nnpcalc.md.random`)
+    ======  =======================================================================
+
+    Nothing is conserved but the energy less the heat that O has brought in, whose drift measures
+    the error of the time step. The centre of mass takes part: all 3N degrees of freedom count.
+
+    Attributes:
+        timestep, temperature, friction: h, T and g.
+    """
+
+    timestep: float
+    temperature: float | tuple[float, ...]
+    friction: float = 0.002
+    _noise: Noise = field(
+        default_factory=lambda: Noise(STREAM_THERMOSTAT), init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        check_positive(timestep=self.timestep, friction=self.friction)
+
+    def init(self, state: MDState, force_field: ForceField) -> MDState:
+        """The state with its forces, the size of the noise and no heat yet."""
+        state = begin(state, conserves_momentum=False)
+        kelvin = temperatures(self.temperature, state)
+        lost = -math.expm1(-2.0 * self.friction * self.timestep)  # 1 - c^2
+        spread = torch.sqrt(
+            lost * thermal_scale(1.0) * per_atom(state, kelvin) * state.masses[:, None]
+        )
+        if state.mobile is not None:
+            spread = spread * state.mobile
+        state = changed(
+            state,
+            system_variables={
+                **state.system_variables,
+                "temperature": kelvin,
+            },
+            atom_variables={
+                **state.atom_variables,
+                "noise": spread,
+                "heat": torch.zeros_like(state.momenta),
+            },
+        )
+        return evaluate(state, force_field)
+
+    def step(self, state: MDState, force_field: ForceField) -> MDState:
+        """One time step later."""
+        half = 0.5 * self.timestep
+        momenta = kicked(state.momenta, state.forces, half)
+        positions = drifted(state, state.positions, momenta, half)
+        before = momenta
+        random = self._noise.at(state.seed, state.owner, state.place, state.step)
+        keep = math.exp(-self.friction * self.timestep)
+        momenta = torch.addcmul(momenta * keep, state.atom_variables["noise"], random)
+        positions = drifted(state, positions, momenta, half)
+        # kept per coordinate and summed when it is asked for, which is seldom
+        gained = torch.addcmul(momenta * momenta, before, before, value=-1.0)
+        heat = torch.addcmul(
+            state.atom_variables["heat"], gained, state.inverse_masses, value=_HALF
+        )
+        state = evaluate(state.moved(positions, momenta), force_field)
+        return changed(
+            state,
+            momenta=kicked(state.momenta, state.forces, half),
+            step=state.step + 1,
+            atom_variables={**state.atom_variables, "heat": heat},
+        )
+
+    def conserved(self, state: MDState) -> Tensor:
+        """Total energy less the heat that came in [B], eV."""
+        heat = state.atom_variables["heat"].sum(1)
+        return total_energy(state) - sum_per_system(heat, state.counts)
