@@ -250,6 +250,17 @@ def test_baseline_leaves_out_what_the_data_do_not_tell():
     assert baseline.state == (0.0, 0.0, 0.0)
 
 
+def test_fixed_attribute_weights_stay(workplace, tmp_path):
+    config = settings(workplace, epochs=1)
+    options = {**config.model.options, "attributes": ("charge",), "attribute_weights": (0.1,)}
+    fixed = {**options, "learnable_attribute_weights": False}
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, options=fixed))
+    trainer = Trainer(config, tmp_path)
+    trainer.run(report=lambda _: None)
+    weights = [float(layer.attribute_weights) for layer in trainer.potential.core.layers]
+    assert weights and weights == [pytest.approx(0.1)] * len(weights)
+
+
 def test_batches_hold_every_row_once_and_keep_the_limit():
     n_atoms = np.array([3, 50, 2, 8, 8, 1])
     order = np.array([5, 4, 3, 2, 1, 0])

@@ -112,7 +112,7 @@ class Trainer:
             potential = build_from(initial, config, self.baseline)
         else:
             potential = build(config, self.baseline)
-        self.potential = potential.to(torch.float32).to(self.device).requires_grad_(True)
+        self.potential = potential.to(torch.float32).to(self.device)
         self.fast = accelerated(self.potential, options.knots)
         if options.precision == "bfloat16" and self.fast is not self.potential:
             raise ValueError("precision = 'bfloat16' needs the eager network: set knots = 0")
