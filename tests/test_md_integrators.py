@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.calculators import lj as ase_lj
+from ase.constraints import FixAtoms
+from ase.md.verlet import VelocityVerlet
 
 from md_fields import Harmonic, LennardJones, Quartic, cluster, oscillators, start, steps
-from nnpcalc import md
+from nnpcalc import AtomsBatch, md
 from nnpcalc.units import FORCE_TO_ACCELERATION, FS, KB
 
 KELVIN = 300.0
@@ -71,6 +74,66 @@ def test_nve_is_reversible_and_keeps_the_momentum() -> None:
     assert float((last.positions - first.positions).abs().max()) > 0.1
     back = steps(last.moved(last.positions, -last.momenta), field, integrator, 300)
     assert float((back.positions - first.positions).abs().max()) < 1e-9
+
+
+class AseField:
+    """ASE's Lennard-Jones potential, which somebody else wrote."""
+
+    def __init__(self) -> None:
+        self.calc = ase_lj.LennardJones(sigma=3.4, epsilon=0.0104, rc=20.0)
+
+    def __call__(self, atoms: AtomsBatch, *, stress: bool = False) -> md.Forces:
+        image = Atoms(atoms.numbers.numpy(), atoms.positions.numpy(), calculator=self.calc)
+        energy = torch.tensor([image.get_potential_energy()], dtype=torch.float64)
+        return md.Forces(energy, torch.from_numpy(image.get_forces()))
+
+
+@pytest.mark.parametrize("fixed", [[], [0, 3]])
+def test_nve_is_that_of_ase(fixed: list[int]) -> None:
+    atoms = moving(cluster(6), 0.002)
+    atoms.set_constraint(FixAtoms(fixed))
+    atoms.set_momenta(atoms.get_momenta())
+    field, integrator = AseField(), md.NVE(5.0)
+    state = steps(start(atoms, field, integrator), field, integrator, 200)
+    atoms.calc = ase_lj.LennardJones(sigma=3.4, epsilon=0.0104, rc=20.0)
+    VelocityVerlet(atoms, timestep=5.0 * FS).run(200)
+    assert np.abs(state.positions.numpy() - atoms.positions).max() < 1e-10
+    assert np.abs(state.momenta.numpy() / FS - atoms.get_momenta()).max() < 1e-10
+
+
+def test_period_of_a_lennard_jones_pair() -> None:
+    """Half a period is the integral of dr / v(r) between the turning points."""
+    integrate = pytest.importorskip("scipy.integrate")
+    optimize = pytest.importorskip("scipy.optimize")
+    field, mass, h = LennardJones(), 39.95, 2.0
+    eps, sigma, cutoff = field.epsilon, field.sigma, field.cutoff
+
+    def v(r: float) -> float:
+        s6 = (sigma / r) ** 6
+        return 4 * eps * (s6 * s6 - s6) * (1 - (r / cutoff) ** 2) ** 3
+
+    inner = 3.6
+    outer = optimize.brentq(lambda r: v(r) - v(inner), 3.8, 7.9, xtol=1e-12)
+    middle, half = 0.5 * (inner + outer), 0.5 * (outer - inner)
+
+    def slowness(angle: float) -> float:  # r = middle - half cos(angle) takes the poles away
+        r = middle - half * math.cos(angle)
+        speed2 = 4.0 * (v(inner) - v(r)) / mass * FORCE_TO_ACCELERATION
+        return half * math.sin(angle) / math.sqrt(speed2)
+
+    period = 2.0 * integrate.quad(slowness, 1e-6, math.pi - 1e-6)[0]
+    integrator = md.NVE(h)
+    atoms = Atoms("Ar2", [[0, 0, 0], [0, 0, inner]], masses=[mass] * 2)
+    state = start(atoms, field, integrator, temperature=0.0)
+    times, before = [], 0.0
+    for n in range(1, round(3.2 * period / h)):
+        state = integrator.step(state, field)
+        now = float(state.momenta[1, 2])
+        if before < 0 <= now:  # back at the inner turning point
+            times.append((n - now / (now - before)) * h)
+        before = now
+    assert len(times) == 3
+    assert times[-1] / 3 == pytest.approx(period, rel=2e-4)
 
 
 # --- orders of convergence -----------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -56,4 +57,4 @@ def write_fully(descriptor: int, content: bytes, path: Path, offset: int) -> Non
 
 def named(error: OSError, path: Path) -> OSError:
     """The error with the name of the file in it."""
-    return OSError(error.errno or 5, error.strerror or str(error), str(path))
+    return OSError(error.errno or errno.EIO, error.strerror or str(error), str(path))

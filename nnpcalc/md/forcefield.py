@@ -252,13 +252,12 @@ def _brought_back(atoms: AtomsBatch, first: Tensor) -> Tensor:
     A function of the system's own positions only, so that restarts and batches change nothing.
     """
     x = atoms.positions
-    if x.device.type == "cpu":
-        low, high = torch.aminmax(x)
-        if float(low) >= -NEAR and float(high) <= NEAR:
-            return x
+    low, high = torch.aminmax(x)
+    if float(low) >= -NEAR and float(high) <= NEAR:
+        return x
     origin = NEAR * torch.round(x.index_select(0, first) / NEAR)
     x = x - origin.index_select(0, atoms.system)
-    if x.device.type == "cpu" and not bool(atoms.pbc.any()):
+    if not bool(atoms.pbc.any()):
         return x
     basis, inverse, _ = periodic_basis(atoms.cell, atoms.pbc)
     basis, inverse = (m.index_select(0, atoms.system) for m in (basis, inverse))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -74,8 +75,9 @@ def run(
     Args:
         atoms: replicas; molecules, charges (`info["charge"]`) and multiplicities (`info["spin"]`)
             may differ. Momenta are taken from them if they have some. `FixAtoms` is honoured. Not
-            changed. Or a state at step 0.
-        model: a name, path, `Potential`, `NNPCalculator`, or a force field.
+            changed. Or a state, from whose step on it runs.
+        model: a name, path, `Potential`, `NNPCalculator`, or a force field; for another device or
+            dtype an `NNPCalculator` or a `ModelForceField`.
         integrator: of `nnpcalc.md`.
         steps: in all, counted from the start also where a run goes on.
         temperature: K, of momenta drawn at the start in place of those of the structures. None:
@@ -157,7 +159,7 @@ class _Files:
         for path in (self.checkpoint, self.trajectory):
             if path is not None and path.exists():
                 raise FileExistsError(
-                    17,
+                    errno.EEXIST,
                     "there is a file of this name: remove it, take another name, or go on "
                     "from its checkpoint with resume=True",
                     str(path),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +60,9 @@ def open_writer(
     """
     kind = kind_of(path)
     if mark and not path.exists():
-        raise FileNotFoundError(2, "the trajectory of the checkpoint is not there", str(path))
+        raise FileNotFoundError(
+            errno.ENOENT, "the trajectory of the checkpoint is not there", str(path)
+        )
     if kind == "xyz":
         return XYZWriter(path, mark)
     if kind == "traj":

@@ -8,6 +8,7 @@ Disk space is taken up by what has been written only (on file systems that know 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -64,13 +65,14 @@ class HDF5Writer:
         self._frames = int(mark["frames"]) if mark else 0
         if not mark:
             if path.exists():
-                raise FileExistsError(17, "File exists", str(path))
+                raise FileExistsError(errno.EEXIST, "File exists", str(path))
             _create(path, state, n_frames, attributes)
         elif _room(path) < n_frames:
             _enlarge(path, n_frames)
         with _h5py().File(path, "r") as file:
-            self._replica = file["replica"][:].tolist()
-            self._rows = np.repeat(np.arange(len(self._replica)), file["counts"][:])
+            identities = file["replica"][:].tolist()
+            self._row_of = {replica: row for row, replica in enumerate(identities)}
+            self._rows = np.repeat(np.arange(len(identities)), file["counts"][:])
         self._places = _places(path)
         self._descriptor = os.open(path, os.O_RDWR)
         room = _room(path)
@@ -89,7 +91,7 @@ class HDF5Writer:
             OSError: it does not fit; names the file, in which it does not count.
         """
         state = frame.state
-        rows = np.array([self._replica.index(r) for r in state.replica.tolist()])
+        rows = np.array([self._row_of[r] for r in state.replica.tolist()])
         atoms = np.isin(self._rows, rows)
         values = {
             "time": np.array(frame.time),
@@ -106,10 +108,9 @@ class HDF5Writer:
         for name, (shape, kind) in _PER_FRAME.items():
             value = values[name]
             if shape:
-                full = np.full(
-                    (len(self._rows if shape[0] == "N" else self._replica), *shape[1:]), np.nan
-                )
-                full[atoms if shape[0] == "N" else rows] = value
+                per_atom = shape[0] == "N"
+                full = np.full((len(self._rows if per_atom else self._row_of), *shape[1:]), np.nan)
+                full[atoms if per_atom else rows] = value
                 value = full
             self._put(name, self._frames, value.astype(kind))
         self._frames += 1
