@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from nnpcalc.md.integrators.common import (
     check_moving,
     check_positive,
     evaluate,
+    rowwise,
     total_energy,
 )
 from nnpcalc.md.integrators.nve import verlet_step
@@ -103,13 +105,16 @@ def rescaled(state: MDState, noise: Noise, time: float) -> MDState:
     r = random[:, 0].index_select(0, state.first)
     squares = (random * random * state.atom_variables["summed"]).sum(1)
     s = sum_per_system(squares, state.counts)
+    kinetic, kelvin = kinetic_energy(state), state.system_variables["temperature"]
     keep = math.exp(-time)
-    kinetic = kinetic_energy(state)
-    # k_B T / (2 K) times 1 - c
-    fresh = (1.0 - keep) * 0.5 * KB * state.system_variables["temperature"] / kinetic
-    squared = keep + fresh * (r * r + s) + 2.0 * r * torch.sqrt(keep * fresh)
-    factor = torch.sqrt(squared) * torch.where(r + torch.sqrt(keep / fresh) < 0, -1.0, 1.0)
-    heat = state.system_variables["heat"] + (squared - 1.0) * kinetic
+
+    def factors(lib: Any, r: Any, s: Any, k: Any, t: Any, heat: Any) -> tuple[Any, Any]:
+        fresh = (1.0 - keep) * 0.5 * KB * t / k  # k_B T / (2 K) times 1 - c
+        squared = keep + fresh * (r * r + s) + 2.0 * r * lib.sqrt(keep * fresh)
+        sign = r + lib.sqrt(keep / fresh)
+        return lib.sqrt(squared) * sign / abs(sign), heat + (squared - 1.0) * k
+
+    factor, heat = rowwise(factors, r, s, kinetic, kelvin, state.system_variables["heat"])
     return changed(
         state,
         momenta=state.momenta * per_atom(state, factor),

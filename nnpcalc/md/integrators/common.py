@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, Protocol
 
@@ -69,6 +70,33 @@ def drifted(state: MDState, positions: Tensor, momenta: Tensor, time: float) -> 
 def total_energy(state: MDState) -> Tensor:
     """Kinetic and potential energy [B], eV."""
     return state.energy + kinetic_energy(state)
+
+
+def rowwise(function: Callable[..., tuple[Any, ...]], *columns: Tensor) -> list[Tensor]:
+    """Apply a function of a few numbers to every row of tensors [B] or [B, M].
+
+    On the CPU with Python's numbers, one replica after the other: a tensor operation on one number
+    costs a hundred times more. Elsewhere with all rows at once.
+
+    Args:
+        function: (math or torch, number or list of M numbers, ...) -> as many results of this kind.
+        columns: float64.
+
+    Raises:
+        ValueError: a number beyond all bounds.
+    """
+    if columns[0].device.type != "cpu":
+        lists = [c if c.dim() == 1 else c.unbind(1) for c in columns]
+        found = function(torch, *lists)
+        return [torch.stack(r, 1) if isinstance(r, list) else r for r in found]
+    try:
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        results = [function(math, *row) for row in rows]
+    except ArithmeticError as error:
+        raise ValueError(
+            f"the thermostat finds momenta beyond all bounds ({error}): the simulation has diverged"
+        ) from error
+    return [torch.tensor(r, dtype=torch.float64) for r in zip(*results, strict=True)]
 
 
 def check_positive(**values: float) -> None:

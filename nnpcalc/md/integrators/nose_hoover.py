@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +14,12 @@ from nnpcalc.md.integrators.common import (
     check_degrees,
     check_moving,
     check_positive,
+    drifted,
     evaluate,
+    kicked,
+    rowwise,
     total_energy,
 )
-from nnpcalc.md.integrators.nve import verlet_step
 from nnpcalc.md.state import MDState, changed, kinetic_energy, per_atom
 from nnpcalc.md.thermal import refuse_drift, temperatures
 from nnpcalc.units import KB
@@ -24,16 +27,17 @@ from nnpcalc.units import KB
 
 @dataclass(frozen=True)
 class NoseHoover:
-    """Velocity Verlet between two half steps of a chain of M thermostats::
+    """Velocity Verlet with a chain of M thermostats that acts in the middle of the step::
 
         dp/dt    = F - v_1 p
         dv_1/dt  = (2 K - N_f k_B T) / Q_1 - v_1 v_2
         dv_k/dt  = (Q_(k-1) v_(k-1)^2 - k_B T) / Q_k - v_k v_(k+1)
         dxi_k/dt = v_k,   Q_1 = N_f k_B T tau^2,   Q_k = k_B T tau^2
 
-    Martyna, Klein and Tuckerman, J. Chem. Phys. 97, 2635 (1992); the explicit reversible integrator
-    of Martyna, Tuckerman, Tobias and Klein, Mol. Phys. 87, 1117 (1996), with one step of the chain
-    per half time step. Second order; conserved is
+    Martyna, Klein and Tuckerman, J. Chem. Phys. 97, 2635 (1992); the chain is moved as by Martyna,
+    Tuckerman, Tobias and Klein, Mol. Phys. 87, 1117 (1996), in the order half kick, half drift,
+    chain, half drift, half kick of Zhang, Liu, Chen, Yan and Liu, J. Chem. Phys. 147, 034109
+    (2017). Second order and reversible; conserved is
     ``H + sum_k Q_k v_k^2 / 2 + N_f k_B T xi_1 + k_B T sum_(k>1) xi_k``.
 
     ========  =======================================================================
@@ -78,63 +82,67 @@ class NoseHoover:
 
     def step(self, state: MDState, force_field: ForceField) -> MDState:
         """One time step later."""
-        state = self._thermostat(state, 0.5 * self.timestep)
-        state = verlet_step(state, force_field, self.timestep)
-        state = self._thermostat(state, 0.5 * self.timestep)
-        return changed(state, step=state.step + 1)
+        half = 0.5 * self.timestep
+        momenta = kicked(state.momenta, state.forces, half)
+        positions = drifted(state, state.positions, momenta, half)
+        state = self._thermostat(changed(state, momenta=momenta))
+        positions = drifted(state, positions, state.momenta, half)
+        state = evaluate(state.moved(positions, state.momenta), force_field)
+        return changed(
+            state, momenta=kicked(state.momenta, state.forces, half), step=state.step + 1
+        )
 
     def conserved(self, state: MDState) -> Tensor:
         """Energy of the atoms and of the chain [B], eV."""
-        position, velocity = (
-            state.system_variables[name] for name in ("chain_position", "chain_velocity")
-        )
-        kt, mass = self._masses(state)
+        position, velocity, kt, degrees = _chain(state)
+        mass = (kt * self.relaxation**2)[:, None].repeat(1, self.chain)
+        mass[:, 0] *= degrees
         weight = torch.ones_like(position)
-        weight[:, 0] = state.degrees.to(weight.dtype)
+        weight[:, 0] = degrees
         chain = 0.5 * mass * velocity * velocity + kt[:, None] * weight * position
         return total_energy(state) + chain.sum(1)
 
-    def _masses(self, state: MDState) -> tuple[Tensor, Tensor]:
-        """k_B T [B] in eV and Q [B, M] in eV fs^2."""
-        kt = KB * state.system_variables["temperature"]
-        mass = (kt * self.relaxation**2)[:, None].repeat(1, self.chain)
-        mass[:, 0] *= state.degrees
-        return kt, mass
+    def _thermostat(self, state: MDState) -> MDState:
+        """The chain acts on the momenta for one time step."""
+        h, tau2 = self.timestep, self.relaxation**2
 
-    def _thermostat(self, state: MDState, time: float) -> MDState:
-        """The chain acts on the momenta for a time in fs."""
-        kt, masses = self._masses(state)
-        q = masses.unbind(1)
-        x = list(state.system_variables["chain_position"].unbind(1))
-        v = list(state.system_variables["chain_velocity"].unbind(1))
-        doubled, target = 2.0 * kinetic_energy(state), kt * state.degrees
+        def act(lib: Any, x: Any, v: Any, kt: Any, n: Any, kinetic: Any) -> tuple[Any, Any, Any]:
+            x, v, last, doubled = list(x), list(v), len(v) - 1, 2.0 * kinetic
 
-        def pull(k: int) -> Tensor:
-            if k == 0:
-                return (doubled - target) / q[0]
-            return (q[k - 1] * v[k - 1] * v[k - 1] - kt) / q[k]
+            def push(k: int) -> None:
+                """Half a step of v_k: a kick between two quarters of friction by its neighbour."""
+                if k:
+                    q_before = kt * tau2 * n if k == 1 else kt * tau2
+                    pull = (q_before * v[k - 1] * v[k - 1] - kt) / (kt * tau2)
+                else:
+                    pull = (doubled - n * kt) / (n * kt * tau2)
+                friction = lib.exp(-0.25 * h * v[k + 1]) if k < last else 1.0
+                v[k] = (v[k] * friction + 0.5 * h * pull) * friction
 
-        for k in reversed(range(self.chain)):
-            v[k] = _driven(v, k, pull(k), time)
-        scale = torch.exp(-time * v[0])
-        doubled = doubled * scale * scale
-        x = [a + time * b for a, b in zip(x, v, strict=True)]
-        for k in range(self.chain):
-            v[k] = _driven(v, k, pull(k), time)
+            for k in range(last, -1, -1):
+                push(k)
+            scale = lib.exp(-h * v[0])
+            doubled = doubled * scale * scale
+            x = [a + h * b for a, b in zip(x, v, strict=True)]
+            for k in range(last + 1):
+                push(k)
+            return scale, x, v
+
+        scale, position, velocity = rowwise(act, *_chain(state), kinetic_energy(state))
+        variables = {"chain_position": position, "chain_velocity": velocity}
         return changed(
             state,
             momenta=state.momenta * per_atom(state, scale),
-            system_variables={
-                **state.system_variables,
-                "chain_position": torch.stack(x, 1),
-                "chain_velocity": torch.stack(v, 1),
-            },
+            system_variables={**state.system_variables, **variables},
         )
 
 
-def _driven(v: list[Tensor], k: int, pull: Tensor, time: float) -> Tensor:
-    """v_k after half a time: a kick between two quarters of the friction by its neighbour."""
-    if k + 1 == len(v):
-        return v[k] + 0.5 * time * pull
-    friction = torch.exp(-0.25 * time * v[k + 1])
-    return (v[k] * friction + 0.5 * time * pull) * friction
+def _chain(state: MDState) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Positions and velocities of the chain [B, M], k_B T [B] in eV, degrees of freedom [B]."""
+    known = state.system_variables
+    return (
+        known["chain_position"],
+        known["chain_velocity"],
+        KB * known["temperature"],
+        state.degrees.to(torch.float64),
+    )
