@@ -36,6 +36,9 @@ lint: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/training_step.py
 	$(BIN)/python tests/benchmarks/neighbors.py
+	$(BIN)/python tests/benchmarks/potentials.py
+	$(BIN)/python tests/benchmarks/optimize.py
+	$(BIN)/python tests/benchmarks/md.py speed
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

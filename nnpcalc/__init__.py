@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from nnpcalc.calculator import NNPCalculator
     from nnpcalc.factory import build_potential
     from nnpcalc.neighbors import list_backends, neighbor_list
+    from nnpcalc.normal_modes import vibrations
+    from nnpcalc.optimizer import optimize
     from nnpcalc.potential import Potential, Results
     from nnpcalc.state import State, resolve_state
+    from nnpcalc.states import state_energies, vertical_energies
     from nnpcalc.weights import export_torchscript, list_models, load_potential
 
 __version__ = "0.1.0"
@@ -33,7 +36,11 @@ __all__ = [
     "list_models",
     "load_potential",
     "neighbor_list",
+    "optimize",
     "resolve_state",
+    "state_energies",
+    "vertical_energies",
+    "vibrations",
 ]
 
 #: Where each name comes from. They are imported when first used: `import nnpcalc` costs nothing.
@@ -49,7 +56,11 @@ _HOMES = {
     "list_models": "weights",
     "load_potential": "weights",
     "neighbor_list": "neighbors",
+    "optimize": "optimizer",
     "resolve_state": "state",
+    "state_energies": "states",
+    "vertical_energies": "states",
+    "vibrations": "normal_modes",
 }
 
 

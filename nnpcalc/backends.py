@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnpcalc.batch import AtomsBatch
+from nnpcalc.committee import Committee, CommitteeError
 from nnpcalc.neighbors import NeighborList
 from nnpcalc.potential import Potential, inputs
 from nnpcalc.torchscript import TorchScriptPotential, torchscript_bytes, torchscript_from_bytes
@@ -34,6 +36,9 @@ KNOTS = {torch.float32: 512, torch.float64: 4096}
 
 class BackendError(ValueError):
     """A back end, device or dtype that cannot run this model here; the text says what can."""
+
+
+Model: TypeAlias = "str | os.PathLike[str] | Potential"
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Engine:
         backend: what the program is.
     """
 
-    potential: Potential
+    potential: Potential | Committee
     program: nn.Module
     backend: Backend
 
@@ -88,10 +93,14 @@ class Engine:
     @cached_property
     def conditions(self) -> tuple[str, ...]:
         """What the energy depends on besides the geometry: "charge", "multiplicity", ..."""
-        core: Any = getattr(self.potential, "core", None)
-        if isinstance(self.potential, TorchScriptPotential):
-            core = self.potential.program.core
-        return tuple(getattr(core, "conditions_on", ()))
+        whole = self.potential
+        members: Any = whole.members if isinstance(whole, Committee) else [whole]
+        found: list[str] = []
+        for member in members:
+            scripted = isinstance(member, TorchScriptPotential)
+            core: Any = member.program.core if scripted else getattr(member, "core", None)
+            found += [name for name in getattr(core, "conditions_on", ()) if name not in found]
+        return tuple(found)
 
     def run(
         self, batch: AtomsBatch, neighbors: NeighborList, *, forces: bool, stress: bool
@@ -104,7 +113,7 @@ class Engine:
 
 
 def prepare(
-    model: str | os.PathLike[str] | Potential,
+    model: Model | Sequence[Model],
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str = "float32",
@@ -115,7 +124,7 @@ def prepare(
 
     Args:
         model: a shipped name, a path (see `nnpcalc.weights.load_potential`) or a Potential, which
-            is copied.
+            is copied; or a list of them, which becomes a `Committee`.
         device: None means "cuda" where there is one, else "cpu".
         dtype: "float32", "float64" or the torch.dtype, of the parameters and the computation.
         backend: one of `BACKENDS`; "auto" takes the fused kernels where there are some for the
@@ -125,9 +134,12 @@ def prepare(
     Raises:
         BackendError: an unknown back end, device or dtype, or one that cannot run this model.
         WeightsError: the model cannot be found, read or trusted.
+        CommitteeError: models that cannot answer together.
     """
     if backend not in BACKENDS:
         raise BackendError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    if isinstance(model, (list, tuple)):
+        return _committee(model, device=device, dtype=dtype, backend=backend, trust=trust)
     kind = _dtype(dtype)
     place = _device(device)
     if isinstance(model, Potential):
@@ -143,6 +155,24 @@ def prepare(
     name, reason = _choose(potential, backend, place)
     record = Backend(name, backend, reason, str(place), str(kind).removeprefix("torch."))
     return Engine(potential, _program(potential, name, place, kind), record)
+
+
+def _committee(models: Sequence[Model], **options: Any) -> Engine:
+    """Engines of all members as one; a model listed twice is an error."""
+    names = [os.fspath(model) for model in models if not isinstance(model, Potential)]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise CommitteeError(f"{twice[0]!r} is listed twice: it would always agree with itself")
+    engines = [prepare(model, **options) for model in models]
+    potentials = [engine.potential for engine in engines]
+    whole = Committee(potentials)
+    kinds = {engine.backend.name for engine in engines}
+    if len(kinds) > 1:
+        raise CommitteeError(
+            f"the members run on different back ends, {', '.join(sorted(kinds))}: ask for one"
+        )
+    program = Committee([engine.program for engine in engines], potentials)
+    return Engine(whole, program, engines[0].backend)
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:

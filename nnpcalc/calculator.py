@@ -11,7 +11,6 @@ never does, and nothing is remembered from an earlier molecule.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,9 +21,10 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from numpy.typing import NDArray
 
-from nnpcalc.backends import Backend, prepare
+from nnpcalc.backends import Backend, Model, prepare
 from nnpcalc.batch import AtomsBatch
 from nnpcalc.checks import check_positions
+from nnpcalc.committee import Committee
 from nnpcalc.evaluation import (
     Evaluation,
     ExtrapolationError,
@@ -49,6 +49,7 @@ __all__ = [
 ]
 
 PROPERTIES = ("energy", "free_energy", "energies", "forces", "stress", "charges", "dipole")
+OF_COMMITTEES = ("energy_uncertainty", "forces_uncertainty")
 OF_CHARGES = ("charges", "dipole")
 
 
@@ -83,7 +84,9 @@ class NNPCalculator(Calculator):
 
     Args:
         model: a shipped name (`nnpcalc.list_models()`), a path to a model directory, a
-            .safetensors or a TorchScript .pt file, or a Potential, which is copied.
+            .safetensors or a TorchScript .pt file, or a Potential, which is copied; or a list of
+            them, a committee: the mean is returned, and `results` have the members' disagreement
+            as energy_uncertainty (eV) and forces_uncertainty ([n], eV/Å).
         device: "cpu", "cuda", ...; None means "cuda" where there is one, else "cpu".
         dtype: "float32" or "float64" (or the torch.dtype) of the network. Vibrations and tight
             optimisations want float64; energies are summed up in float64 either way.
@@ -104,6 +107,7 @@ class NNPCalculator(Calculator):
 
     Raises:
         WeightsError, BackendError: the model, back end or device cannot be had.
+        CommitteeError: the models of a list cannot answer together.
 
     >>> from ase.build import molecule
     >>> water = molecule("H2O")
@@ -116,7 +120,7 @@ class NNPCalculator(Calculator):
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | Potential,
+        model: Model | Sequence[Model],
         device: torch.device | str | None = None,
         dtype: torch.dtype | str = "float32",
         charge: int = 0,
@@ -144,7 +148,10 @@ class NNPCalculator(Calculator):
         self.state: State | None = None
         self._stress_wanted = False
         self._frame: _Frame | None = None
-        self.implemented_properties = list(PROPERTIES)
+        self._properties: tuple[str, ...] = PROPERTIES
+        if isinstance(self._engine.potential, Committee):
+            self._properties += OF_COMMITTEES
+        self.implemented_properties = list(self._properties)
         self.parameters.update(
             model=self._engine.name, backend=self.backend.name, dtype=self.backend.dtype
         )
@@ -159,7 +166,7 @@ class NNPCalculator(Calculator):
         return self._engine.backend
 
     @property
-    def potential(self) -> Potential:
+    def potential(self) -> Potential | Committee:
         """The model."""
         return self._engine.potential
 
@@ -262,7 +269,7 @@ class NNPCalculator(Calculator):
         self._remember(atoms, state)
         self.results = _ase_results(result)
         if result.charges is None:
-            self.implemented_properties = [name for name in PROPERTIES if name not in OF_CHARGES]
+            self.implemented_properties = [p for p in self._properties if p not in OF_CHARGES]
             _refuse_charges(properties)
 
     def get_hessian(self, atoms: Atoms | None = None) -> FloatArray:
@@ -319,9 +326,10 @@ class NNPCalculator(Calculator):
             MemoryError: a single structure is too large.
         """
         listed = [structures] if isinstance(structures, Atoms) else list(structures)
-        unknown = [name for name in properties if name not in PROPERTIES]
+        unknown = [name for name in properties if name not in self._properties]
         if unknown:
-            raise PropertyNotImplementedError(f"{unknown[0]!r} is none of {', '.join(PROPERTIES)}")
+            known = ", ".join(self._properties)
+            raise PropertyNotImplementedError(f"{unknown[0]!r} is none of {known}")
         stress = "stress" in properties and bool(listed)
         if stress and not any(has_volume(atoms) for atoms in listed):
             raise PropertyNotImplementedError(
@@ -334,7 +342,8 @@ class NNPCalculator(Calculator):
             results = list(
                 evaluate_in_chunks(
                     self._engine, batch, listed, states, max_pairs,
-                    forces="forces" in properties, stress=stress,
+                    forces=not {"forces", "forces_uncertainty"}.isdisjoint(properties),
+                    stress=stress,
                 )
             )  # fmt: skip
         if results and results[0].charges is None:
@@ -417,7 +426,7 @@ def _refuse_periodic_dipole() -> None:
 
 
 def _ase_results(result: Evaluation) -> dict[str, Any]:
-    """Under ASE's names only: SinglePointCalculator(atoms, **calc.results) takes no other."""
+    """Under ASE's names, for SinglePointCalculator takes no other, but for a committee's two."""
     results: dict[str, Any] = {
         "energy": result.energy,
         "free_energy": result.energy,
@@ -430,4 +439,7 @@ def _ase_results(result: Evaluation) -> dict[str, Any]:
         results["charges"] = result.charges
     if result.dipole is not None:
         results["dipole"] = result.dipole
+    if result.energy_uncertainty is not None:
+        results["energy_uncertainty"] = result.energy_uncertainty
+        results["forces_uncertainty"] = result.forces_uncertainty
     return results

@@ -39,7 +39,10 @@ BYTES_PER_PAIR_AND_CHANNEL = {"eager": 700, "torchscript": 700, "fused": 110}
 CPU_BUDGET = 1 << 27
 FREE_SHARE = 0.5
 
-_KEYS = ("energy", "energies", "forces", "stress", "charges", "dipole")
+_KEYS = (
+    "energy", "energies", "forces", "stress", "charges", "dipole", "energy_uncertainty",
+    "forces_uncertainty",
+)  # fmt: skip
 _VOIGT = [0, 4, 8, 5, 2, 1]
 
 
@@ -69,6 +72,9 @@ class Evaluation:
         charges: partial charges [n], e, or None if the model has none.
         dipole: moment of these charges about the centre of nuclear charge [3], e Å, or None if the
             model has none or the structure is periodic.
+        energy_uncertainty: standard deviation over a committee, eV, or None if there is one model.
+        forces_uncertainty: of each atom [n], eV/Å, the length of the vector of the components'
+            standard deviations, or None.
     """
 
     state: State
@@ -78,6 +84,8 @@ class Evaluation:
     stress: FloatArray | None = None
     charges: FloatArray | None = None
     dipole: FloatArray | None = None
+    energy_uncertainty: float | None = None
+    forces_uncertainty: FloatArray | None = None
 
 
 def has_volume(atoms: Atoms) -> bool:
@@ -211,6 +219,7 @@ def unpack(
         rows = slice(row, row + len(atoms))
         row += len(atoms)
         defined = "stress" in parts and has_volume(atoms)
+        spread, spreads = parts.get("energy_uncertainty"), parts.get("forces_uncertainty")
         results.append(
             Evaluation(
                 state=state,
@@ -220,6 +229,8 @@ def unpack(
                 stress=parts["stress"][k].reshape(9)[_VOIGT] if defined else None,
                 charges=parts["charges"][rows] if "charges" in parts else None,
                 dipole=parts["dipole"][k] if "dipole" in parts and not atoms.pbc.any() else None,
+                energy_uncertainty=None if spread is None else float(spread[k]),
+                forces_uncertainty=None if spreads is None else spreads[rows],
             )
         )
     if not np.isfinite(values).all():  # perhaps only what nobody gets

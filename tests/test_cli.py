@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 from ase.build import molecule
 from ase.io import write
 
-from nnpcalc.cli import main
+from nnpcalc.cli import COMMANDS, main
 
 
 @pytest.fixture
@@ -80,6 +83,120 @@ def test_charge_of_the_command_line_wins(
     assert "charge" in one_line(capsys, [*command, "--charge", "2"])  # the model has not seen +2
 
 
+def test_spin_is_the_multiplicity(
+    small_model: Path, water: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--spin means what info["spin"] means: 2S + 1."""
+    command = ["energy", str(water), "--model", "small", "--index", "1", "--json", "--charge", "0"]
+    found = []
+    for option in (["--spin", "2"], ["--multiplicity", "2"], []):
+        assert main([*command, *option]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0] == found[1] == found[2] and found[0]["multiplicity"] == 2
+    assert "2S + 1" in one_line(capsys, [*command, "--spin", "0"])
+
+
+def test_structures_from_stdin(
+    small_model: Path,
+    water: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = ["--model", "small", "--json"]
+    assert main(["energy", str(water), *command]) == 0
+    expected = capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdin", io.StringIO(water.read_text()))
+    assert main(["energy", "-", *command]) == 0
+    assert capsys.readouterr().out == expected
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert "stdin" in one_line(capsys, ["energy", "-", *command])
+
+
+def test_structures_from_smiles(small_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rdkit")
+    command = ["energy", "--model", "small", "--json"]
+    assert main([*command, "--smiles", "C[O-]", "--smiles", "[CH3]"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(r["formula"], r["charge"], r["multiplicity"]) for r in records] == [
+        ("CH3O", -1, 1),
+        ("CH3", 0, 2),
+    ]
+    assert main([*command, "--smiles", "C[O-]", "--charge", "0", "--spin", "2"]) == 0
+    assert json.loads(capsys.readouterr().out)["multiplicity"] == 2
+    assert "unclosed" in one_line(capsys, [*command, "--smiles", "C1CC"])
+    assert "either" in one_line(capsys, command)
+    assert "either" in one_line(capsys, [*command, "x.xyz", "--smiles", "C"])
+
+
+def test_smiles_without_rdkit(
+    small_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "rdkit", None)
+    error = one_line(capsys, ["energy", "--model", "small", "--smiles", "C"])
+    assert "pip install 'nnpcalc[smiles]'" in error
+
+
+ENDLESS = """
+import sys
+from types import SimpleNamespace
+from nnpcalc import cli
+
+def run(options):
+    while True:
+        print("a line")
+
+cli._parser = lambda: SimpleNamespace(parse_args=lambda _: SimpleNamespace(run=run))
+sys.exit(cli.main([]))
+"""
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    """`nnpcalc ... | head` ends without a traceback."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline() == "a line\n"
+    process.stdout.close()
+    assert process.wait(60) == 141 and process.stderr.read() == ""
+    process.stderr.close()
+
+
+def test_benchmark(small_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["benchmark", "--model", "small", "--seconds", "0.001"]
+    assert main([*command, "--json", "--backend", "fused"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(r["structures"], r["systems"], r["atoms"]) for r in records] == [
+        ("water", 1, 3),
+        ("aspirin", 1, 21),
+        ("64 aspirins", 64, 1344),
+        ("water box", 1, 192),
+    ]
+    for record in records:
+        seconds = record["ms_per_call"] / 1000
+        assert record["calls"] >= 5 and record["backend"] == "fused"
+        assert record["ns_per_day"] == pytest.approx(record["systems"] * 0.5e-6 * 86400 / seconds)
+    assert main([*command, "--backend", "eager"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert len(table) == 1 + 4 + 1 and table[2].split()[:3] == ["aspirin", "21", "eager"]
+    assert "--seconds" in one_line(capsys, [*command, "--seconds", "0"])
+    assert "device" in one_line(capsys, [*command, "--device", "abacus"])
+
+
+def test_benchmark_structures() -> None:
+    """Aspirin has its bonds; the box has the density of water and no close contacts."""
+    from nnpcalc.cli.benchmark import aspirin, water_box
+
+    acid = aspirin()
+    assert acid.get_chemical_formula() == "C9H8O4"
+    distances = acid.get_all_distances()[np.triu_indices(21, 1)]
+    assert 0.9 < distances.min() and (distances < 1.6).sum() == 21  # one ring
+    box = water_box()
+    assert box.get_masses().sum() * 1.66054 / box.cell.volume == pytest.approx(1.0, abs=0.01)
+    between = box.get_all_distances(mic=True)[0][3:]
+    assert between.min() > 1.4
+
+
 def test_mistakes_are_one_line(
     small_model: Path, water: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,7 +212,21 @@ def test_mistakes_are_one_line(
     assert "backend" in one_line(capsys, ["verify", "small", "--backend", "abacus"])
     assert "device" in one_line(capsys, ["verify", "small", "--device", "abacus"])
     assert "trust" in one_line(capsys, ["verify", "small", "--backend", "torchscript"])
+    assert "no device 'cuda:99'" in one_line(
+        capsys, ["energy", str(water), "--model", "small", "--device", "cuda:99"]
+    )
+    assert "index" in one_line(capsys, ["energy", str(water), "--model", "small", "--index", "5:"])
     assert "missing.toml" in one_line(capsys, ["train", str(tmp_path / "missing.toml")])
+
+
+@pytest.mark.parametrize(
+    "command", [[], *([module.__name__.rpartition(".")[2]] for module in COMMANDS)]
+)
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--help"])
+    assert stopped.value.code == 0
+    assert " ".join(["usage: nnpcalc", *command]) in capsys.readouterr().out
 
 
 def test_unknown_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ SMALL = {
     "04_langevin.py": ["--steps", "60", "--molecule", "CH3OH", "--output", "run/dynamics"],
     "05_periodic_stress.py": ["--side", "2", "--steps", "5", "--cell-steps", "8"],
     "06_add_an_architecture.py": [],
+    "07_many_molecules.py": ["--output", "relaxed.xyz"],
 }
 
 
@@ -104,3 +105,10 @@ def test_add_an_architecture(tmp_path: Path) -> None:
     energies = re.findall(r"acetamide, charge [+-]\d: +(-?[\d.]+) eV", output)
     assert len(set(energies)) == 3
     assert all(f"  {name} " in output for name in POTENTIAL_CHECKS)
+
+
+def test_many_molecules(tmp_path: Path) -> None:
+    output = run("07_many_molecules.py", tmp_path, *SMALL["07_many_molecules.py"])
+    assert "20 converged in" in output and "methanol: 12 vibrations" in output
+    assert "ionisation energy" in output and "two electrons cost" in output
+    assert len(read(tmp_path / "relaxed.xyz", ":")) == 20

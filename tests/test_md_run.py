@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import resource
 import signal
@@ -33,7 +34,8 @@ INTEGRATORS = {
     "Bussi": lambda: md.Bussi(4.0, KELVIN),
     "NoseHoover": lambda: md.NoseHoover(4.0, KELVIN),
     "Respa": lambda: md.Respa(md.Langevin(2.0, KELVIN), LennardJones(0.009), 2),
-    "CellRescaling": lambda: md.CellRescaling(4.0, KELVIN, 0.1, anisotropic=True, interval=3),
+    "CellRescaling": lambda: md.CellRescaling(4.0, KELVIN, 0.1, interval=3),
+    "anisotropic": lambda: md.CellRescaling(4.0, KELVIN, 0.1, anisotropic=True, interval=3),
 }
 
 
@@ -41,7 +43,8 @@ def simulate(
     name: str, directory: Path, steps: int, *, resume: bool = False, **more: Any
 ) -> md.Run:
     """Two replicas with every file; what the tests below compare."""
-    atoms = [argon(), argon(a=5.35)] if name == "CellRescaling" else [cluster(), cluster(5)]
+    crystal = name in ("CellRescaling", "anisotropic")
+    atoms = [argon(), argon(a=5.35)] if crystal else [cluster(), cluster(5)]
     options: dict[str, Any] = {
         "temperature": KELVIN, "seed": 5, "trajectory": directory / "run.xyz", "interval": 10,
         "checkpoint": directory / "run.ckpt", "checkpoint_interval": 25, "resume": resume,
@@ -71,19 +74,33 @@ for name in tests.INTEGRATORS:
     if not child:
         tests.simulate(name, Path(sys.argv[1]) / name, 100, report=die)
         os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+for number in (signal.SIGTERM, signal.SIGINT):
+    child = os.fork()
+    if not child:
+        def interrupt(frame):
+            os.kill(os.getpid(), number)
+        tests.simulate("NVE", Path(sys.argv[1]) / number.name, 100, report=interrupt)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of each integrator, in a process of its own, that SIGKILL ended after step 60."""
+    """A run of each integrator, in a process of its own, that SIGKILL ended after step 60.
+
+    And two that SIGTERM and SIGINT end, with the status that a shell expects.
+    """
     directory = tmp_path_factory.mktemp("killed")
-    for name in INTEGRATORS:
+    for name in (*INTEGRATORS, "SIGTERM", "SIGINT"):
         (directory / name).mkdir()
     command = [sys.executable, "-W", "ignore", "-c", KILLS, str(directory)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.split() == [str(-signal.SIGKILL)] * len(INTEGRATORS), done.stderr
+    expected = [str(-signal.SIGKILL)] * len(INTEGRATORS) + ["143", "130"]
+    assert done.stdout.split() == expected, done.stderr
+    for name in ("SIGTERM", "SIGINT"):
+        assert md.Checkpoint.load(directory / name / "run.ckpt").marks  # with the first frame
     return directory
 
 
@@ -286,6 +303,9 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     ("change", "text"),
     [
         ({"seed": 6}, "of a run with seed 5, not 6"),
+        ({"temperature": 50.0}, "with temperature 40.0, not 50.0"),
+        ({"replicas": [3, 4]}, r"with replicas None, not \[3, 4\]"),
+        ({"watchdog": md.Watchdog(max_force=9.0)}, "with watchdog max_force 300.0, not 9.0"),
         ({"interval": 20}, "with interval 10, not 20"),
         ({"trajectory": "other.xyz"}, "with trajectory 'run.xyz', not 'other.xyz'"),
         ({"hydrogen_mass": 2.0}, "with hydrogen_mass None, not 2.0"),
@@ -295,15 +315,43 @@ def test_a_checkpoint_of_another_run(change: dict[str, Any], text: str, tmp_path
     simulate("NVE", tmp_path, 20)
     with pytest.raises(CheckpointError, match=text):
         simulate("NVE", tmp_path, 30, resume=True, **change)
-    with pytest.raises(CheckpointError, match=r"with integrator .*Langevin"):
+    with pytest.raises(CheckpointError, match="with integrator 'NVE', not 'Langevin'"):
         simulate("Langevin", tmp_path, 30, resume=True)
     with pytest.raises(ValueError, match="20 steps already, more than 10"):
         simulate("NVE", tmp_path, 10, resume=True)
-    options = {"checkpoint": tmp_path / "run.ckpt", "resume": True, "interval": 10}
-    with pytest.raises(CheckpointError, match="other elements or another order"):
-        md.run(
-            cluster(), LennardJones(), md.NVE(4.0), 30, trajectory=tmp_path / "run.xyz", **options
-        )
+
+
+def charged(atoms: Atoms, **info: int) -> Atoms:
+    atoms.info.update(info)
+    return atoms
+
+
+def holding(atoms: Atoms) -> Atoms:
+    atoms.set_constraint(FixAtoms([2]))
+    return atoms
+
+
+@pytest.mark.parametrize(
+    ("atoms", "text"),
+    [
+        ([cluster()], "of the replicas 0, 1, not 0: give the structures it had"),
+        ([cluster(5), cluster()], "replica 0 of the checkpoint has the elements Ar7, not Ar5"),
+        ([cluster(), charged(cluster(5), charge=2)], "replica 1 .* has charge 0, not 2"),
+        ([charged(cluster(), spin=3), cluster(5)], "replica 0 .* has multiplicity 1, not 3"),
+        ([cluster(), holding(cluster(5))], r"replica 1 .* has fixed atoms \[\], not \[2\]"),
+        ([cluster(), argon()], "replica 1 .* has the elements Ar5, not Ar32"),
+    ],
+)
+def test_a_checkpoint_of_other_molecules(atoms: list[Atoms], text: str, tmp_path: Path) -> None:
+    simulate("NVE", tmp_path, 10)
+    before = [cluster(), cluster(5)]
+    options: dict[str, Any] = {
+        "temperature": KELVIN, "seed": 5, "trajectory": tmp_path / "run.xyz", "interval": 10,
+        "checkpoint": tmp_path / "run.ckpt", "resume": True,
+    }  # fmt: skip
+    assert md.run(before, LennardJones(), INTEGRATORS["NVE"](), 12, **options).state.step == 12
+    with pytest.raises(CheckpointError, match=text):
+        md.run(atoms, LennardJones(), INTEGRATORS["NVE"](), 14, **options)
 
 
 def test_a_damaged_checkpoint_is_noticed(tmp_path: Path) -> None:
@@ -331,6 +379,11 @@ def test_a_damaged_checkpoint_is_noticed(tmp_path: Path) -> None:
         ({"atoms": []}, "there is nothing to simulate"),
         ({"atoms": [Atoms()]}, "every replica needs at least one atom"),
         ({"temperature": -5.0}, "finite and not negative"),
+        ({"temperature": "warm"}, "temperatures must be numbers"),
+        ({"integrator": md.NVE}, "is no integrator: give for example"),
+        ({"integrator": "NVE"}, "'NVE' is no integrator"),
+        ({"trajectory": "run.xyz", "checkpoint": "run.xyz"}, "are the same file"),
+        ({"atoms": [Atoms("Ar", momenta=[[0, math.nan, 0]])]}, "atom 0 has the momentum"),
     ],
 )
 def test_bad_arguments(change: dict[str, Any], text: str) -> None:
@@ -338,5 +391,11 @@ def test_bad_arguments(change: dict[str, Any], text: str) -> None:
         "atoms": [cluster(), cluster()], "steps": 5, "temperature": 10.0, **change
     }  # fmt: skip
     atoms, steps = options.pop("atoms"), options.pop("steps")
+    integrator = options.pop("integrator", md.NVE(1.0))
     with pytest.raises(ValueError, match=text):
-        md.run(atoms, LennardJones(), md.NVE(1.0), steps, **options)
+        md.run(atoms, LennardJones(), integrator, steps, **options)
+
+
+def test_numbers_of_numpy() -> None:
+    result = md.run(cluster(), LennardJones(), md.NVE(1.0), np.int64(3), temperature=1.0)  # type: ignore[arg-type]
+    assert result.state.step == 3

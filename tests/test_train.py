@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.io import write
 
+from nnpcalc import NNPCalculator
 from nnpcalc.cli import main
 from nnpcalc.models import ARCHITECTURES
 from nnpcalc.models.tensornet import TensorNet
@@ -30,7 +32,7 @@ from nnpcalc.train.data import (
 )
 from nnpcalc.train.log import Events, Ticker, ticker
 from nnpcalc.train.loss import Totals, Weights, loss
-from nnpcalc.train.predict import Errors, predict
+from nnpcalc.train.predict import Errors, evaluate, predict
 from nnpcalc.train.report import format_table, table
 from nnpcalc.train.schedule import Progress, learning_rate
 from nnpcalc.weights import load_potential
@@ -391,3 +393,36 @@ def test_empty_sets_are_refused(workplace, tmp_path):
         data = dataclasses.replace(config.data, **changes)
         with pytest.raises(ValueError, match=message):
             Trainer(dataclasses.replace(config, data=data), tmp_path / "run")
+
+
+def test_partial_charges_can_be_told_to_the_network(tmp_path):
+    """What a training batch gets is what the calculator computes from the same charges."""
+    write_corpus(tmp_path)
+    with np.load(tmp_path / "tiny.npz") as data:
+        arrays = dict(data)
+    rng = np.random.default_rng(3)
+    charges = rng.uniform(-1.0, 1.0, arrays["numbers"].size).astype(np.float32)
+    np.savez(tmp_path / "tiny.npz", **arrays, given_charges=charges)
+    config = settings(tmp_path, epochs=1)
+    told = {"attributes": ["partial_charges"], "attribute_weights": [5.0]}
+    model = dataclasses.replace(config.model, options={**config.model.options, **told})
+    config = dataclasses.replace(config, model=model)
+    trainer = Trainer(config, tmp_path / "told")
+    trainer.run(silent)
+    calc = NNPCalculator(trainer.potential, backend="eager", on_extrapolation="warn")
+    data = trainer.validation
+    errors = evaluate(trainer.fast, data, trainer.validation_pairs, trainer.device)
+    effect = []
+    for row in range(4):
+        atoms = slice(data.offsets[row], data.offsets[row + 1])
+        molecule = Atoms(data.numbers[atoms], data.positions[atoms])
+        molecule.info.update(charge=int(data.charge[row]), spin=int(data.multiplicity[row]))
+        molecule.arrays["partial_charges"] = data.given_charges[atoms].astype(float)
+        found = calc.evaluate([molecule])[0].energy
+        assert found == pytest.approx(errors.energy[row] + data.energy[row], abs=1e-4)
+        molecule.arrays["partial_charges"] *= 0.0
+        effect.append(abs(found - calc.evaluate([molecule])[0].energy))
+    assert max(effect) > 1e-3
+    np.savez(tmp_path / "tiny.npz", **arrays)
+    with pytest.raises(ValueError, match=r"is told partial charges, but .* in conformer 0"):
+        Trainer(config, tmp_path / "missing")

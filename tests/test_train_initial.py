@@ -96,6 +96,21 @@ def test_another_architecture_is_refused(workplace, tmp_path, changes, message):
         Trainer(dataclasses.replace(config, model=model), tmp_path)
 
 
+def test_a_new_state_embedding_starts_from_nothing(workplace, tmp_path):
+    """The shipped spin model is made like this: from a model that knows charges only."""
+    config = configuration(workplace, keep_baseline=True)
+    options = {**config.model.options, "state_embedding": ["charge", "unpaired_electrons"]}
+    wider = dataclasses.replace(config, model=dataclasses.replace(config.model, options=options))
+    before = errors_of(Trainer(config, tmp_path / "same"))
+    trainer = Trainer(wider, tmp_path / "wider")
+    assert set(trainer.potential.core.conditions_on) >= {"charge", "multiplicity"}
+    np.testing.assert_allclose(errors_of(trainer).energy, before.energy, atol=1e-5)
+    values = [p for name, p in trainer.potential.named_parameters() if name.endswith(".value")]
+    assert len(values) == 2 and not any(value.any() for value in values)
+    trainer.run(silent)
+    assert all(value.any() for value in values)
+
+
 def test_options_may_be_left_out(workplace, tmp_path):
     config = configuration(workplace)
     model = dataclasses.replace(config.model, options={})

@@ -11,7 +11,7 @@ from ase.io import write
 
 from nnpcalc.train.data import read_corpus
 from nnpcalc.train.read_hdf5 import force_unit
-from nnpcalc.train.readers import draw, read_dataset, read_files
+from nnpcalc.train.readers import draw, matching, read_dataset, read_files
 from train_corpus import structures, write_corpus
 
 
@@ -21,6 +21,16 @@ def water(**info):
     atoms.info.update(info)
     atoms.arrays["forces"] = np.arange(9.0).reshape(3, 3)
     return atoms
+
+
+def test_a_pattern_stands_for_files(tmp_path):
+    for name in ("b-1.xyz", "b-0.xyz", "c.xyz", "d[1].xyz"):
+        write(tmp_path / name, water(name=name), format="extxyz")
+    assert matching(tmp_path / "b-*.xyz") == [str(tmp_path / f"b-{k}.xyz") for k in (0, 1)]
+    assert len(read_files([tmp_path / "b-?.xyz", tmp_path / "c.xyz"])[0]) == 3
+    assert len(read_files([tmp_path / "d[1].xyz"])[0]) == 1  # a file of this very name
+    with pytest.raises(FileNotFoundError, match=r"no file fits .*e-\*\.xyz"):
+        read_files([tmp_path / "e-*.xyz"])
 
 
 # --- extended XYZ ----------------------------------------------------------------------------

@@ -193,7 +193,7 @@ def begin(args: argparse.Namespace, names: list[str], structures: list[Structure
     # Not the paths: what was read from them is in the sums.
     options = {
         name: getattr(args, name)
-        for name in ("ionise", "per_molecule", "seed", "shard", "source", "first_molecule")
+        for name in ("ionise", "per_molecule", "seed", "shard", "source", "first_molecule", "held")
     }
     settings = {
         "labels": "mean of the AIMNet2 wB97M-D3 ensemble (a neural network)",
@@ -243,6 +243,7 @@ def run(args: argparse.Namespace) -> None:
         arrays = label(batch, teacher, source, rejected)
         labelled = time.monotonic()
         arrays["molecule"] += args.first_molecule
+        arrays["split"] += args.held  # 0 for training, 1 for validation
         n = len(arrays["n_atoms"])
         summary = {
             "conformers": n,
@@ -279,6 +280,7 @@ def parser() -> argparse.ArgumentParser:
     add("--source", type=int, help=f"number to write as source ({IONS} for ions, else {GIVEN})")
     add("--first-molecule", type=int, default=0,
         help="number of the first line of molecules.txt (%(default)s)")  # fmt: skip
+    add("--held", action="store_true", help="keep them from training: for validation")
     add("--device", default="cpu", help="of the teacher (%(default)s)")
     return result
 

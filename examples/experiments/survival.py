@@ -4,9 +4,9 @@
 
 - molecules-300: 20 validation molecules, half of them charged, 100 ps of Langevin dynamics at 300 K
 - molecules-600: the same molecules, 20 ps at 600 K
-- water: a droplet of 64 molecules, 100 ps at 300 K
+- water: a droplet of 64 molecules, packed at random and relaxed, 100 ps at 300 K
 
-All molecules of a run are replicas of one batch, in steps of 0.5 fs. A molecule fails when its bond
+All molecules of a run are replicas of one batch. A molecule fails when its bond
 graph changes, an atom pair comes too close, a force passes 100 eV/Å or anything is not finite; the
 watchdog of `nnpcalc.md` sees to that. Checkpoints make the run restartable: start the same command
 again. Prints a table and writes OUT/RUN.json.
@@ -26,9 +26,7 @@ from against_teacher import validation_molecules
 from ase import Atoms
 from ase.build import molecule
 
-from nnpcalc import md
-
-TIMESTEP = 0.5  # fs
+from nnpcalc import md, optimize
 
 
 def unseen_molecules(corpus: Path, count: int, seed: int) -> list[Atoms]:
@@ -63,6 +61,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True, help="directory of the npz files")
     parser.add_argument("--runs", nargs="+", default=["molecules-300", "molecules-600", "water"])
     parser.add_argument("--molecules", type=int, default=20)
+    parser.add_argument("--timestep", type=float, default=0.5, help="fs")
     parser.add_argument("--scale", type=float, default=1.0, help="of the length of the runs")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
@@ -72,12 +71,13 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.runs:
         if name == "water":
-            structures, temperature, picoseconds = [droplet(64, args.seed)], 300.0, 100.0
+            (relaxed,) = optimize([droplet(64, args.seed)], args.model, fmax=0.1, steps=500)
+            structures, temperature, picoseconds = [relaxed.atoms], 300.0, 100.0
         else:
             structures = unseen_molecules(args.corpus, args.molecules, args.seed)
             hot = name == "molecules-600"
             temperature, picoseconds = (600.0, 20.0) if hot else (300.0, 100.0)
-        steps = round(args.scale * picoseconds * 1000.0 / TIMESTEP)
+        steps = round(args.scale * picoseconds * 1000.0 / args.timestep)
         temperatures: list[float] = []
 
         def report(frame, temperatures=temperatures):
@@ -88,7 +88,7 @@ def main() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", md.MDWarning)
             run = md.run(
-                structures, args.model, md.Langevin(TIMESTEP, temperature=temperature), steps,
+                structures, args.model, md.Langevin(args.timestep, temperature=temperature), steps,
                 seed=args.seed, watchdog=watchdog, checkpoint=args.out / f"{name}.checkpoint",
                 trajectory=args.out / f"{name}.h5", interval=2000, checkpoint_interval=5000,
                 resume=True, report=report,
@@ -96,11 +96,14 @@ def main() -> None:
         failed = [str(incident) for incident in run.incidents]
         survived = len(structures) - len({i.replica for i in run.incidents})
         charges = [atoms.info["charge"] for atoms in structures]
-        print(f"{name}: {survived} of {len(structures)} survived {steps * TIMESTEP / 1000:g} ps at "
-              f"{temperature:g} K (charges {charges}); mean temperature "
-              f"{np.mean(temperatures[len(temperatures) // 10:]):.0f} K; "
-              f"{time.monotonic() - begin:.0f} s", *failed, sep="\n  ", flush=True)  # fmt: skip
-        result = {"steps": steps, "survived": survived, "of": len(structures), "failed": failed,
+        length = steps * args.timestep / 1000
+        kelvin = np.mean(temperatures[len(temperatures) // 10 :])
+        print(f"{name}: {survived} of {len(structures)} survived {length:g} ps at "
+              f"{temperature:g} K in steps of {args.timestep:g} fs (charges {charges}); mean "
+              f"temperature {kelvin:.0f} K; {time.monotonic() - begin:.0f} s",
+              *failed, sep="\n  ", flush=True)  # fmt: skip
+        result = {"steps": steps, "timestep": args.timestep, "survived": survived,
+                  "of": len(structures), "failed": failed,
                   "formulas": [a.get_chemical_formula() for a in structures],
                   "charges": charges}  # fmt: skip
         (args.out / f"{name}.json").write_text(json.dumps(result, indent=1))

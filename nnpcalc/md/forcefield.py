@@ -12,7 +12,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from nnpcalc.backends import Engine, prepare
+from nnpcalc.backends import Engine, Model, prepare
 from nnpcalc.batch import AtomsBatch
 from nnpcalc.calculator import NNPCalculator
 from nnpcalc.evaluation import checked_batch
@@ -58,7 +58,8 @@ class ModelForceField:
     """A neural network potential as a force field, with a neighbor list that lasts.
 
     Args:
-        model: a name, a path, a `Potential`, an `NNPCalculator` or an `Engine`.
+        model: a name, a path, a `Potential`, a list of these (a committee), an `NNPCalculator` or
+            an `Engine`.
         device, dtype, backend, trust: as for `NNPCalculator`; not for one that is given.
         skin: Å, of the neighbor list.
         on_extrapolation: "raise" or "warn" about states that the model's card does not list.
@@ -72,7 +73,7 @@ class ModelForceField:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | Potential | NNPCalculator | Engine,
+        model: Model | Sequence[Model] | NNPCalculator | Engine,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | str = "float32",
@@ -150,10 +151,14 @@ class ModelForceField:
             with torch.inference_mode(False), torch.enable_grad():
                 output = self._run(batch, atoms.n_systems, stress)
         n, b = atoms.n_atoms, atoms.n_systems
+        spread = output.get("forces_uncertainty")
+        if spread is not None:  # a committee's
+            spread = torch.segment_reduce(spread[:n], "max", lengths=atoms.counts, unsafe=True)
         return Forces(
             energy=output["energy"][:b],
             forces=output["forces"][:n].to(torch.float64),
             stress=output["stress"][:b].to(torch.float64) if stress else None,
+            uncertainty=spread,
         )
 
     def _run(self, batch: AtomsBatch, n_systems: int, stress: bool) -> dict[str, Tensor]:
@@ -180,7 +185,8 @@ class ModelForceField:
             outputs.append(self.engine.run(part, listed, forces=True, stress=stress))
         return {
             key: torch.cat([output[key] for output in outputs])
-            for key in ("energy", "forces", "stress")[: 3 if stress else 2]
+            for key in ("energy", "forces", "stress", "forces_uncertainty")
+            if key in outputs[0]
         }
 
 
@@ -308,11 +314,11 @@ def as_force_field(model: Any, **options: Any) -> ForceField:
     """A force field from whatever may stand for one.
 
     Args:
-        model: a name, path, `Potential`, `NNPCalculator` or `Engine`, or a callable
+        model: a name, path, `Potential`, list of these, `NNPCalculator` or `Engine`, or a callable
             (atoms, stress=...) -> `Forces`, which is returned as it is.
         options: of `ModelForceField`.
     """
-    known = (str, os.PathLike, Potential, NNPCalculator, Engine)
+    known = (str, os.PathLike, Potential, list, tuple, NNPCalculator, Engine)
     if isinstance(model, known):
         return ModelForceField(model, **options)
     if callable(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import operator
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ase import Atoms
 
@@ -102,11 +104,13 @@ def run(
         OSError: a file cannot be written; names it. The last checkpoint is intact.
         Interrupted: a SystemExit with the status 143 or 130; the checkpoint is written.
     """
-    for name, value in (("interval", interval), ("checkpoint_interval", checkpoint_interval)):
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name} must be 1 step or more, not {value!r}")
-    if type(steps) is not int or steps < 0:
-        raise ValueError(f"steps must be a number of steps, 0 or more, not {steps!r}")
+    steps = _number(steps, "steps", least=0)
+    interval = _number(interval, "interval", least=1)
+    checkpoint_interval = _number(checkpoint_interval, "checkpoint_interval", least=1)
+    if isinstance(integrator, type) or not hasattr(integrator, "step"):
+        raise ValueError(
+            f"{integrator!r} is no integrator: give for example nnpcalc.md.Langevin(0.5, 300)"
+        )
     force_field = as_force_field(model)
     files = _Files(
         None if trajectory is None else Path(trajectory),
@@ -118,24 +122,28 @@ def run(
     structures = atoms
     if not isinstance(atoms, (MDState, Atoms)):
         structures = list(atoms)
+    identities = None if replicas is None else list(replicas)
+    guard = Watchdog() if watchdog is None else watchdog
     about = {
         "integrator": settings(integrator),
         "force field": describe(force_field),
         "trajectory": None if files.trajectory is None else files.trajectory.name,
         "interval": interval if files.trajectory is not None else None,
+        "temperature": None if temperature is None else np.asarray(temperature).tolist(),
+        "replicas": identities,
         "hydrogen_mass": hydrogen_mass,
+        "watchdog": settings(guard),
     }
-    guard = Watchdog() if watchdog is None else watchdog
     loop = _Loop(force_field, integrator, guard, files, about, report)
     saved = files.last() if resume else None
     if saved is not None:
         _check_same(saved, about, seed, files.checkpoint)
-        same_structures(structures, saved.state, saved.frozen)
+        same_structures(structures, saved.state, saved.frozen, force_field, identities)
         loop.go_on(saved)
     else:
         state = initial_state(
             structures, force_field, integrator,
-            temperature=temperature, seed=seed, replicas=replicas, hydrogen_mass=hydrogen_mass,
+            temperature=temperature, seed=seed, replicas=identities, hydrogen_mass=hydrogen_mass,
         )  # fmt: skip
         loop.start(integrator.init(state, force_field))
     return loop.run(steps)
@@ -156,6 +164,8 @@ class _Files:
             raise ValueError("resume=True goes on from a checkpoint: give the file")
         if resume and self.checkpoint is not None and self.checkpoint.exists():
             return
+        if self.checkpoint is not None and self.checkpoint == self.trajectory:
+            raise ValueError(f"trajectory and checkpoint are the same file, {self.checkpoint}")
         for path in (self.checkpoint, self.trajectory):
             if path is not None and path.exists():
                 raise FileExistsError(
@@ -176,6 +186,8 @@ def _check_same(
 ) -> None:
     for name, value in about.items():
         before = saved.settings.get(name)
+        if isinstance(before, dict) and isinstance(value, dict):
+            name, before, value = _first_difference(name, before, value)
         if before != value:
             raise CheckpointError(
                 f"{path} is of a run with {name} {before!r}, not {value!r}: give what it had, or "
@@ -185,6 +197,29 @@ def _check_same(
         raise CheckpointError(
             f"{path} is of a run with seed {saved.state.seed}, not {seed}: leave the seed out"
         )
+
+
+def _first_difference(
+    name: str, before: dict[str, Any], now: dict[str, Any]
+) -> tuple[str, Any, Any]:
+    """Name and values of the first setting that differs, "integrator timestep" for example."""
+    if before.get("name") != now.get("name"):
+        return name, before.get("name"), now.get("name")
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            return f"{name} {key}", before.get(key), now.get(key)
+    return name, None, None
+
+
+def _number(value: Any, name: str, *, least: int) -> int:
+    """A number of steps, also one of numpy."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if number < least or isinstance(value, bool):
+        raise ValueError(f"{name} must be a number of steps, {least} or more, not {value!r}")
+    return number
 
 
 class _Loop:
@@ -247,15 +282,9 @@ class _Loop:
         return Run(self.state, tuple(self.frozen), tuple(self.incidents))
 
     def _run(self, steps: int) -> None:
-        if not self.resumed:
-            self._check()
-            # before anything else, so that there is always one to go on from
-            self._save()
-        self._open(steps)
-        if not self.resumed or (self.writer is not None and not self.marks):
-            self._write()
         with StopSignals() as signals:
-            while self.state.step < steps:
+            self._begin(steps)
+            while self.state.step < steps and not signals.received:
                 self._advance()
                 step = self.state.step
                 writes = self.writer is not None or self.report is not None
@@ -265,11 +294,23 @@ class _Loop:
                     self._check()
                 if frame_due:
                     self._write()
-                if self.files.checkpoint is not None and (save_due or signals.received):
-                    self._check()
+                if save_due:
                     self._save()
-                if signals.received:
-                    raise Interrupted(signals.received, step, self.files.checkpoint)
+            if signals.received:
+                if self.good is not self.state:
+                    self._check()
+                self._save()
+                raise Interrupted(signals.received, self.state.step, self.files.checkpoint)
+
+    def _begin(self, steps: int) -> None:
+        """The files, and what is in them before the first step."""
+        if not self.resumed:
+            self._check()
+            # before anything else, so that there is always one to go on from
+            self._save()
+        self._open(steps)
+        if not self.resumed or (self.writer is not None and not self.marks):
+            self._write()
 
     # --- steps -----------------------------------------------------------------------------------
 

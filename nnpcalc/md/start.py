@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -90,35 +89,67 @@ def _with_momenta(state: MDState, integrator: Any, temperature: Temperatures | N
     return with_thermal_momenta(state, own)
 
 
-def same_structures(structures: Any, state: MDState, frozen: Sequence[MDState]) -> None:
+def same_structures(
+    structures: Any,
+    state: MDState,
+    frozen: Sequence[MDState],
+    force_field: ForceField,
+    replicas: Iterable[int] | None,
+) -> None:
     """Refuse a checkpoint of other molecules than those given.
 
+    Positions, cells and momenta have changed since the start; nothing else may.
+
     Raises:
-        CheckpointError: other elements, charges, multiplicities or numbers of them.
+        CheckpointError: names the replica and what is different of it.
     """
-    saved = sorted(_signatures(replace(state)) + [s for f in frozen for s in _signatures(f)])
+    saved = {k: v for part in (state, *frozen) for k, v in _signatures(part).items()}
     if isinstance(structures, MDState):
-        given = sorted(_signatures(structures))
-        if given != saved:
-            raise CheckpointError(
-                "the checkpoint is of other molecules or replicas than the state given"
-            )
-        return
-    listed = [structures] if isinstance(structures, Atoms) else list(structures)
-    elements = sorted(tuple(a.numbers.tolist()) for a in listed)
-    before = sorted(signature[3] for signature in saved)
-    if elements != before:
-        raise CheckpointError(
-            f"the checkpoint is of {len(before)} replicas of other elements or another order of "
-            f"atoms than the {len(elements)} structures given"
+        given = _signatures(structures)
+    else:
+        listed = [structures] if isinstance(structures, Atoms) else list(structures)
+        batch = batch_of(listed, force_field)
+        start = MDState.start(
+            batch,
+            batch.positions.new_ones(batch.n_atoms),
+            seed=0,
+            mobile=mobile_atoms(listed),
+            replica=_identities(replicas, batch),
         )
+        given = _signatures(start)
+    if given.keys() != saved.keys():
+        raise CheckpointError(
+            f"the checkpoint is of the replicas {_listed(saved)}, not {_listed(given)}: give the "
+            "structures it had"
+        )
+    for replica, before in sorted(saved.items()):
+        for name, value in before.items():
+            now = given[replica][name]
+            if now != value:
+                raise CheckpointError(
+                    f"replica {replica} of the checkpoint has {name} {value}, not {now}: give the "
+                    "structures it had, in their order"
+                )
 
 
-def _signatures(state: MDState) -> list[tuple[int, int, int, tuple[int, ...]]]:
-    here = state.cpu()
-    parts = here.atoms.numbers.split(here.counts.tolist())
-    charge, multiplicity = here.atoms.charge.tolist(), here.atoms.multiplicity.tolist()
-    return [
-        (replica, charge[b], multiplicity[b], tuple(parts[b].tolist()))
-        for b, replica in enumerate(here.replica.tolist())
-    ]
+def _listed(replicas: Iterable[int]) -> str:
+    numbers = sorted(replicas)
+    more = len(numbers) - 8
+    return ", ".join(map(str, numbers[:8])) + (f" and {more} more" if more > 0 else "")
+
+
+def _signatures(state: MDState) -> dict[int, dict[str, Any]]:
+    """What a run cannot change, by the identity of the replica."""
+    here, found = state.cpu(), {}
+    for b, replica in enumerate(here.replica.tolist()):
+        part = here.select([b])
+        numbers, mobile = part.atoms.numbers.numpy(), part.mobile
+        still = [] if mobile is None else torch.nonzero(mobile[:, 0] == 0)[:, 0].tolist()
+        found[replica] = {
+            "the elements": Atoms(numbers).get_chemical_formula("reduce"),
+            "charge": int(part.atoms.charge[0]),
+            "multiplicity": int(part.atoms.multiplicity[0]),
+            "pbc": part.atoms.pbc[0].tolist(),
+            "fixed atoms": still,
+        }
+    return found

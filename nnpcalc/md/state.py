@@ -84,8 +84,8 @@ class MDState:
             replica: int64 [B]; None means 0 .. B - 1.
 
         Raises:
-            ValueError: positions that are not float64, a mass that is not positive, two replicas of
-                one identity, or a replica without atoms.
+            ValueError: positions that are not float64, a mass that is not positive, a momentum
+                that is not finite, two replicas of one identity, or a replica without atoms.
         """
         if atoms.dtype != torch.float64:
             raise ValueError(f"dynamics keeps positions in float64, not {atoms.dtype}: use .to()")
@@ -106,6 +106,10 @@ class MDState:
             )
         first = torch.cumsum(counts, 0) - counts
         momenta = torch.zeros_like(atoms.positions) if momenta is None else momenta
+        bad = ~torch.isfinite(momenta).all(1)
+        if bool(bad.any()):
+            k = int(bad.to(torch.int64).argmax())
+            raise ValueError(f"atom {k} has the momentum {momenta[k].tolist()} amu Å/fs")
         column = None
         if mobile is not None and not bool(mobile.all()):
             column = mobile.to(device, torch.float64)[:, None]

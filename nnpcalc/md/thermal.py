@@ -22,9 +22,12 @@ def temperatures(value: Temperatures, state: MDState) -> Tensor:
     """Temperatures [B] in K, from one for all replicas or one for each.
 
     Raises:
-        ValueError: not finite and 0 or more, or another number of them than replicas.
+        ValueError: not numbers, finite and 0 or more, or another number of them than replicas.
     """
-    given = torch.as_tensor(value, dtype=torch.float64).reshape(-1)
+    try:
+        given = torch.as_tensor(value, dtype=torch.float64).reshape(-1)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"temperatures must be numbers (K), not {value!r}") from error
     if len(given) not in (1, state.n_systems):
         raise ValueError(
             f"{len(given)} temperatures for {state.n_systems} replicas: give one, or one for each"

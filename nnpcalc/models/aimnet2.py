@@ -7,7 +7,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from nnpcalc.layers.cutoffs import cosine_cutoff
+from nnpcalc.layers import check_sizes, check_system, cosine_cutoff, element_table, pair_sum
 
 
 @dataclass(frozen=True)
@@ -45,27 +45,17 @@ class AIMNet2Config:
     def __post_init__(self) -> None:
         if self.layers < 2:
             raise ValueError(f"AIMNet2 has at least 2 layers (passes), got {self.layers}")
-        sizes = {
-            "channels": (self.channels,),
-            "radial_functions": (self.radial_functions,),
-            "vector_combinations": (self.vector_combinations,),
-            "features": (self.features,),
-            "hidden": self.hidden,
-            "last_hidden": self.last_hidden,
-            "readout": self.readout,
-        }
-        for name, values in sizes.items():
-            if any(value < 1 for value in values):
+        names = ("channels", "radial_functions", "vector_combinations", "features")
+        check_sizes(**{name: getattr(self, name) for name in names})
+        for name in ("hidden", "last_hidden", "readout"):
+            if any(size < 1 for size in getattr(self, name)):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_system(self.elements, self.cutoff)
         if not 0.0 <= self.first_shift < self.cutoff < math.inf:
             raise ValueError(
                 f"first_shift and cutoff must be lengths in Å, the cutoff the larger: "
                 f"{self.first_shift}, {self.cutoff}"
             )
-        if not self.elements or any(not 1 <= z <= 118 for z in self.elements):
-            raise ValueError(f"elements must be atomic numbers 1..118, got {self.elements}")
-        if len(set(self.elements)) != len(self.elements):
-            raise ValueError(f"elements are listed twice in {self.elements}")
 
 
 def _perceptron(sizes: Sequence[int], last_linear: bool) -> nn.Sequential:
@@ -111,15 +101,12 @@ class Convolution(nn.Module):
             n: number of atoms N.
         """
         weighted = senders * radial[:, None, :]
-        zeros = torch.zeros(
-            [n, weighted.shape[1], weighted.shape[2]], dtype=radial.dtype, device=radial.device
-        )
-        parts = [zeros.index_add(0, i, weighted).flatten(1)]
+        parts = [pair_sum(weighted, i, n).flatten(1)]
         squares = torch.zeros(
             [n, self.mix.shape[0], self.mix.shape[2]], dtype=radial.dtype, device=radial.device
         )
         for d in range(3):
-            component = zeros.index_add(0, i, weighted * units[:, d, None, None])
+            component = pair_sum(weighted * units[:, d, None, None], i, n)
             mixed = torch.einsum("nag,agh->nah", component, self.mix)
             squares = squares + mixed * mixed
         parts.append(squares.flatten(1))
@@ -135,8 +122,8 @@ def equilibrate(charges: Tensor, weights: Tensor, total: Tensor, system: Tensor)
         total: Q of each system [B, C].
         system: [N].
     """
-    missing = total - torch.zeros_like(total).index_add(0, system, charges)
-    sums = torch.zeros_like(total).index_add(0, system, weights)
+    missing = total - pair_sum(charges, system, total.shape[0])
+    sums = pair_sum(weights, system, total.shape[0])
     share = missing / sums.clamp(min=1e-12)
     return charges + weights * share.index_select(0, system)
 
@@ -182,9 +169,7 @@ class AIMNet2(nn.Module):
         self.pair_bytes = 100 * a * g  # memory of a pass with forces in float32, measured
         c = self.charge_channels = 2 if config.open_shell else 1
         self.channels, self.radial_functions = a, g
-        index = torch.full((119,), -1, dtype=torch.int64)
-        index[torch.tensor(config.elements)] = torch.arange(len(config.elements))
-        self.register_buffer("element_index", index, persistent=False)
+        self.register_buffer("element_index", element_table(config.elements), persistent=False)
         # Whole numbers survive a change of dtype; centres kept in float32 would not.
         self.register_buffer("index", torch.arange(g), persistent=False)
         self.first, self.step = config.first_shift, (config.cutoff - config.first_shift) / g

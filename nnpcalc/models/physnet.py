@@ -7,6 +7,14 @@ from typing import Dict, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from nnpcalc.layers import (
+    check_sizes,
+    check_system,
+    element_table,
+    pair_sum,
+    shifted_softplus,
+)
+
 
 @dataclass(frozen=True)
 class PhysNetConfig:
@@ -33,24 +41,13 @@ class PhysNetConfig:
     output_residuals: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("channels", 1), ("layers", 1), ("radial_functions", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_sizes(channels=self.channels, layers=self.layers)
+        if self.radial_functions < 2:
+            raise ValueError(f"radial_functions must be at least 2, got {self.radial_functions}")
         for name in ("atomic_residuals", "message_residuals", "output_residuals"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not 0.0 < self.cutoff < math.inf:
-            raise ValueError(f"cutoff must be a positive length in Å, got {self.cutoff}")
-        if not self.elements or any(not 1 <= z <= 118 for z in self.elements):
-            raise ValueError(f"elements must be atomic numbers 1..118, got {self.elements}")
-        if len(set(self.elements)) != len(self.elements):
-            raise ValueError(f"elements are listed twice in {self.elements}")
-
-
-def activation(x: Tensor) -> Tensor:
-    """The shifted softplus, ln(1 + e^x) - ln 2."""
-    # beyond its threshold torch takes softplus(x) = x; the default of 20 would show in float64
-    return nn.functional.softplus(x, threshold=40.0) - math.log(2.0)
+        check_system(self.elements, self.cutoff)
 
 
 def _linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
@@ -74,7 +71,7 @@ class Residual(nn.Module):
         self.second = _linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(activation(self.first(activation(x))))
+        return x + self.second(shifted_softplus(self.first(shifted_softplus(x))))
 
 
 class RadialBasis(nn.Module):
@@ -128,12 +125,13 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, basis: Tensor, pairs: Tensor) -> Tuple[Tensor, Tensor]:
         """Features [N, F], radial basis [P, K], pairs [2, P] -> features [N, F], output [N, 2]."""
-        a = activation(x)
-        sent = activation(self.sender(a)).index_select(0, pairs[1])
-        v = activation(self.receiver(a)).index_add(0, pairs[0], self.mask(basis) * sent)
-        x = self.gate * x + self.update(activation(self.message(v)))
+        a = shifted_softplus(x)
+        sent = shifted_softplus(self.sender(a)).index_select(0, pairs[1])
+        own = shifted_softplus(self.receiver(a))
+        v = own.index_add(0, pairs[0], self.mask(basis) * sent)
+        x = self.gate * x + self.update(shifted_softplus(self.message(v)))
         x = self.atoms(x)
-        return x, self.output(activation(self.before_output(x)))
+        return x, self.output(shifted_softplus(self.before_output(x)))
 
 
 class PhysNet(nn.Module):
@@ -164,9 +162,7 @@ class PhysNet(nn.Module):
         self.conditions_on: Tuple[str, ...] = ()
         self.pair_bytes = 20 * config.channels * config.layers  # with forces in float32, measured
         n = len(config.elements)
-        index = torch.full((119,), -1, dtype=torch.int64)
-        index[torch.tensor(config.elements)] = torch.arange(n)
-        self.register_buffer("element_index", index, persistent=False)
+        self.register_buffer("element_index", element_table(config.elements), persistent=False)
         bound = math.sqrt(3.0)
         self.element = nn.Parameter(torch.empty(n, config.channels).uniform_(-bound, bound))
         self.basis = RadialBasis(config.radial_functions, config.cutoff)
@@ -206,7 +202,7 @@ class PhysNet(nn.Module):
             total = total + output
         total = self.scales[element] * total + self.shifts[element]
         charges = total[:, 1]
-        counts = torch.zeros_like(charge).index_add(0, system, torch.ones_like(charges))
-        missing = charge - torch.zeros_like(charge).index_add(0, system, charges)
+        counts = pair_sum(torch.ones_like(charges), system, charge.shape[0])
+        missing = charge - pair_sum(charges, system, charge.shape[0])
         charges = charges + (missing / counts.clamp(min=1.0)).index_select(0, system)
         return {"energies": total[:, 0], "charges": charges}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +13,12 @@ import torch
 from torch import nn
 
 from nnpcalc.cards import describe
+from nnpcalc.factory import build_potential
 from nnpcalc.kernels.fused import FUSED, fused_for_inference
-from nnpcalc.models import build_core
 from nnpcalc.potential import Potential
 from nnpcalc.state import element_symbol
-from nnpcalc.terms import ZBL, AtomicEnergies, StateEnergy
-from nnpcalc.train.config import Config
+from nnpcalc.terms import D3, ZBL, AtomicEnergies, Coulomb, StateEnergy
+from nnpcalc.train.config import TERMS, Config
 from nnpcalc.train.data import Baseline, Dataset, fit_baseline, index_pairs
 from nnpcalc.train.predict import evaluate
 from nnpcalc.weights import load_potential
@@ -26,17 +29,76 @@ REFIT_CONFORMERS = 5000
 REFIT_OF_EACH = 50
 
 
-def build(config: Config, baseline: Baseline) -> Potential:
-    """The potential of a configuration, with random weights."""
+def build(
+    config: Config, baseline: Baseline, further: Sequence[nn.Module] | None = None
+) -> Potential:
+    """The potential of a configuration, with random weights.
+
+    Args:
+        config: the run.
+        baseline: atomic energies and the energy of a state.
+        further: the terms of the section [terms], if they are there already.
+
+    Raises:
+        ValueError: the architecture does not have an option, or a term does not have a setting or
+            needs partial charges that the architecture does not give.
+    """
     options = dict(config.model.options)
     options.setdefault("elements", sorted(baseline.atomic_energies))
-    core = build_core(config.model.architecture, options)
-    terms: list[nn.Module] = [AtomicEnergies(baseline.atomic_energies)]
+    terms: list[Any] = [AtomicEnergies(baseline.atomic_energies)]
     if config.model.state_energy and any(baseline.state):
         terms.append(StateEnergy(*baseline.state))
     if config.model.zbl_reach > 0.0:
         terms.append(ZBL(config.model.zbl_reach))
-    return Potential(core, tuple(terms))
+    if further is None:
+        terms += [{"name": name, **settings} for name, settings in config.terms.items()]
+    else:
+        terms += further
+    return build_potential(config.model.architecture, terms=terms, **options)
+
+
+def check_states(core: Any, dataset: Dataset) -> None:
+    """Refuse conformers without what a core network needs, or in states it cannot tell from others.
+
+    Such a core has `charges` or `multiplicities`, as `ANI2x`. Other networks that know no state may
+    learn of mixed ones: it is then their business.
+
+    Raises:
+        ValueError: says how many conformers, which is the first, and what to do.
+    """
+    told = np.isfinite(dataset.given_charges)
+    if "partial_charges" in core.conditions_on and not told.all():
+        row = int(np.searchsorted(dataset.offsets, np.flatnonzero(~told)[0], side="right")) - 1
+        raise ValueError(
+            f"the network is told partial charges, but {(~told).sum()} of {told.size} atoms have "
+            f"none, the first in conformer {row}: give npz files an array given_charges [A]"
+        )
+    wrong = np.zeros(len(dataset), dtype=bool)
+    lacking = []
+    for name, kind, values in (
+        ("charge", "charges", dataset.charge),
+        ("unpaired_electrons", "multiplicities", dataset.multiplicity),
+    ):
+        known = getattr(core, kind, ())
+        foreign = ~np.isin(values, known) if known else np.zeros_like(wrong)
+        wrong |= foreign
+        lacking += [name] if foreign.any() else []
+    if not lacking:
+        return
+    row = int(np.flatnonzero(wrong)[0])
+    numbers = dataset.numbers[dataset.offsets[row] : dataset.offsets[row + 1]]
+    state = f"charge {dataset.charge[row]:+d}, multiplicity {dataset.multiplicity[row]}"
+    raise ValueError(
+        f"{wrong.sum()} of {len(dataset)} conformers are charged or have unpaired electrons, which "
+        f"{type(core).__name__} does not see. The first is number {row}: {_formula(numbers)}, "
+        f"{state}. Leave them out, or set [model] state_embedding = {json.dumps(lacking)}"
+    )
+
+
+def _formula(numbers: np.ndarray) -> str:
+    elements, counts = np.unique(numbers, return_counts=True)
+    parts = zip(map(element_symbol, elements.tolist()), counts.tolist(), strict=True)
+    return "".join(symbol + (str(n) if n > 1 else "") for symbol, n in parts)
 
 
 def accelerated(potential: Potential, n_knots: int, frozen: bool = False) -> Potential:
@@ -68,35 +130,60 @@ def load_initial(config: Config) -> tuple[Config, Potential]:
         raise ValueError(f"initial = {name!r} is a TorchScript file: give the model's directory")
     card = describe(initial)
     terms = {term["name"]: term for term in card["terms"]}
-    has = {
+    has: dict[str, Any] = {
         "architecture": card["architecture"],
         "zbl_reach": terms.get("zbl", {}).get("reach", 0.0),
         **card["config"],
     }
-    asked = {
+    asked: dict[str, Any] = {
         "architecture": config.model.architecture,
         "zbl_reach": config.model.zbl_reach,
         **{k: list(v) if isinstance(v, tuple) else v for k, v in config.model.options.items()},
     }
     for key, value in asked.items():
+        if key == "state_embedding" and value[: len(has.get(key, []))] == list(has.get(key, [])):
+            continue  # a state that the initial model does not know is learned
         if key not in has or has[key] != value:
             raise ValueError(
                 f"initial = {name!r} has {key} = {has.get(key)!r}, [model] asks for {value!r}: its "
                 "weights do not fit; leave the option out, or train from scratch"
             )
-    foreign = sorted(set(terms) - {"atomic_energies", "state_energy", "zbl"})
+    further = {term: terms[term] for term in TERMS if term in terms}
+    further = {t: {k: v for k, v in of.items() if k != "name"} for t, of in further.items()}
+    for term, settings in config.terms.items():
+        if term not in further or {**further[term], **settings} != further[term]:
+            raise ValueError(
+                f"initial = {name!r} has {further.get(term, 'no term')} where [terms] asks for "
+                f"{term} = {settings}: leave [terms] out, or train from scratch"
+            )
+    foreign = sorted(set(terms) - {"atomic_energies", "state_energy", "zbl", *TERMS})
     if foreign:
         raise ValueError(f"initial = {name!r} has the term {foreign[0]}, which cannot be trained")
     if "state_energy" in terms and not config.model.state_energy:
         raise ValueError(f"initial = {name!r} has an energy of the state: set state_energy = true")
     options = {**card["config"], **config.model.options}
-    return replace(config, model=replace(config.model, options=options)), initial
+    return replace(config, model=replace(config.model, options=options), terms=further), initial
 
 
 def build_from(initial: Potential, config: Config, baseline: Baseline) -> Potential:
-    """The potential of a configuration with the weights of another one's core."""
-    potential = build(config, baseline)
-    potential.core.load_state_dict(initial.core.state_dict())
+    """The potential of a configuration with the weights of another one's core.
+
+    A state embedding that the other one lacks adds nothing before it is trained.
+    """
+    further = [copy.deepcopy(t) for t in initial.terms if isinstance(t, (Coulomb, D3))]
+    potential = build(config, baseline, further)
+    weights = initial.core.state_dict()
+    result = potential.core.load_state_dict(weights, strict=False)
+    new = [name for name in result.missing_keys if "state" in name.split(".")]
+    if result.unexpected_keys or len(new) < len(result.missing_keys):
+        raise ValueError(
+            f"initial = {config.training.initial!r} has other parameters than the architecture: "
+            f"{', '.join([*result.unexpected_keys, *result.missing_keys])}"
+        )
+    with torch.no_grad():
+        for name, parameter in potential.core.named_parameters():
+            if name in new and name.endswith(".value"):
+                parameter.zero_()
     return Potential(potential.core, tuple(potential.terms), initial.scale)
 
 

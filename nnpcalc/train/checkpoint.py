@@ -47,6 +47,12 @@ def read_checkpoint(
         raise ValueError(
             f"{path} was written by another model: {model}; train {now['model']} in a new directory"
         )
+    terms = before.get("terms", {})
+    if terms != now["terms"]:
+        raise ValueError(
+            f"{path} was written with other [terms]: {terms}; train {now['terms']} in a new "
+            "directory"
+        )
     if content.get("data", data) != data:
         raise ValueError(
             f"{path} was written with other training data: train in a new directory, with "

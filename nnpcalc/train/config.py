@@ -9,13 +9,14 @@ from typing import Any
 
 SCHEDULES = ("cosine", "plateau")
 PRECISIONS = ("float32", "tf32", "bfloat16")
+TERMS = ("coulomb", "d3")  # what [terms] may hold; their settings are those of `build_potential`
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """``[data]``: the files and who of them validates (`nnpcalc.train.readers.read_dataset`)."""
 
-    files: tuple[str, ...] = ()  # .npz, .xyz, .extxyz, .traj, .h5, .hdf5
+    files: tuple[str, ...] = ()  # .npz, .xyz, .extxyz, .traj, .h5, .hdf5; or patterns
     #: Names of the labels in XYZ and HDF5 files, by energy, forces, charges; else the usual names.
     labels: dict[str, str] = field(default_factory=dict)
     validation_fraction: float = 0.05  # of the conformers whose file gives them no split
@@ -83,13 +84,30 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run; ``[card]`` says what only its maker knows (labels, licence, citation)."""
+    """A whole run.
+
+    ``[terms]`` holds energies beside the network and its ZBL, by name, each with its settings;
+    ``[card]`` says what only the model's maker knows (labels, licence, citation).
+    """
 
     name: str
     model: ModelConfig
     data: DataConfig
     training: TrainingConfig
     card: dict[str, Any] = field(default_factory=dict)  # copied into the model's card
+    terms: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, settings in self.terms.items():
+            if name not in TERMS:
+                raise ValueError(
+                    f"[terms] has no {name!r}; it takes {', '.join(TERMS)}. Atomic energies and "
+                    "the energy of a state are fitted anyway, ZBL is [model] zbl_reach"
+                )
+            if not isinstance(settings, dict):
+                raise ValueError(
+                    f"[terms] {name} must be a table of settings, not {settings!r}: {name} = {{}}"
+                )
 
 
 def read_config(path: str | Path) -> Config:
@@ -103,10 +121,10 @@ def read_config(path: str | Path) -> Config:
             content = tomllib.load(file)
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path} is not valid TOML: {error}") from error
-    unknown = sorted(set(content) - {"name", "model", "data", "training", "card"})
+    unknown = sorted(set(content) - {"name", "model", "terms", "data", "training", "card"})
     if unknown or "name" not in content:
         raise ValueError(
-            f"{path}: needs a name and the sections [model], [data], [training], [card]; "
+            f"{path}: needs a name and the sections [model], [terms], [data], [training], [card]; "
             f"found {', '.join(sorted(content))}"
         )
     model = dict(content.get("model", {}))
@@ -118,6 +136,7 @@ def read_config(path: str | Path) -> Config:
         data=_section(DataConfig, content.get("data", {}), "data"),
         training=_section(TrainingConfig, content.get("training", {}), "training"),
         card=dict(content.get("card", {})),
+        terms=dict(content.get("terms", {})),
     )
 
 

@@ -18,9 +18,11 @@ from nnpcalc.neighbors import neighbor_list
 #: validation, above 1 for neither, -1 where the file does not say.
 Part = dict[str, np.ndarray]
 UNDECIDED = -1
-PER_ATOM = ("numbers", "positions", "forces", "partial_charges")
-TYPES = {"numbers": np.uint8, "positions": np.float32, "forces": np.float32,
-         "partial_charges": np.float32, "energy": np.float64}  # fmt: skip
+PER_ATOM = ("numbers", "positions", "forces", "partial_charges", "given_charges")
+TYPES = {"numbers": np.uint8, "positions": np.float32, "forces": np.float32, "energy": np.float64,
+         "partial_charges": np.float32, "given_charges": np.float32}  # fmt: skip
+#: What a file may leave out; NaN then.
+OPTIONAL = ("partial_charges", "given_charges")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Dataset:
         source: a number or a name per conformer [M] to report errors by.
         molecule: a whole number per conformer [M]; conformers of one molecule share it.
         partial_charges: labels [A], float32, e; NaN where there is none, everywhere if not given.
+        given_charges: input of networks that take partial charges as they are told [A], float32,
+            e; NaN likewise.
     """
 
     n_atoms: np.ndarray
@@ -50,11 +54,13 @@ class Dataset:
     source: np.ndarray
     molecule: np.ndarray
     partial_charges: np.ndarray = None  # type: ignore[assignment]  # filled below
+    given_charges: np.ndarray = None  # type: ignore[assignment]  # likewise
 
     def __post_init__(self) -> None:
-        if self.partial_charges is None:
-            unknown = np.full(self.numbers.size, np.nan, dtype=np.float32)
-            object.__setattr__(self, "partial_charges", unknown)
+        for name in OPTIONAL:
+            if getattr(self, name) is None:
+                unknown = np.full(self.numbers.size, np.nan, dtype=np.float32)
+                object.__setattr__(self, name, unknown)
 
     def __len__(self) -> int:
         return int(self.n_atoms.size)
@@ -90,8 +96,9 @@ def join(parts: Sequence[Part]) -> tuple[Dataset, np.ndarray]:
     if not parts:
         raise ValueError("no data file was given")
     whole = {}
-    for name in parts[0]:
-        arrays = [part[name] for part in parts]
+    for name in dict.fromkeys(name for part in parts for name in part):
+        # a reader may leave out what is optional
+        arrays = [part.get(name, np.full(part["numbers"].size, np.nan)) for part in parts]
         if any(array.dtype.kind == "U" for array in arrays):
             arrays = [array.astype(str) for array in arrays]
         whole[name] = np.concatenate(arrays)
@@ -108,8 +115,8 @@ def read_npz(path: str | Path) -> Part:
     """Read one npz corpus.
 
     Its arrays: n_atoms, charge, energy, molecule, source [M] and numbers, positions, forces [A];
-    if present, multiplicity [M] (else 1), split [M] (else undecided) and charges [A], the labels
-    of partial charges.
+    if present, multiplicity [M] (else 1), split [M] (else undecided), charges [A], the labels of
+    partial charges, and given_charges [A], partial charges that the network is told.
 
     Raises:
         ValueError: an array is missing, or holds a value that is not finite.
@@ -125,6 +132,8 @@ def read_npz(path: str | Path) -> Part:
         part["multiplicity"] = data.get("multiplicity", np.ones(m, dtype=np.int64))
         part["split"] = data.get("split", np.full(m, UNDECIDED)).astype(np.int64)
         part["partial_charges"] = data.get("charges", np.full(a, np.nan, dtype=np.float32))
+        if "given_charges" in data:
+            part["given_charges"] = data["given_charges"]
     for name in ("energy", "positions", "forces"):
         if not np.isfinite(part[name]).all():
             raise ValueError(f"{path}: {name} holds values that are not finite")
@@ -253,6 +262,7 @@ class Batch:
     energy: Tensor
     forces: Tensor
     partial_charges: Tensor
+    given_charges: Tensor
     rows: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
@@ -279,6 +289,7 @@ def collate(dataset: Dataset, pairs: PairIndex, rows: np.ndarray) -> Batch:
         energy=torch.from_numpy(dataset.energy[rows]),
         forces=torch.from_numpy(dataset.forces[atoms]),
         partial_charges=torch.from_numpy(dataset.partial_charges[atoms]),
+        given_charges=torch.from_numpy(dataset.given_charges[atoms]),
         rows=torch.from_numpy(rows),
     )
 

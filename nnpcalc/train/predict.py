@@ -45,7 +45,7 @@ def predict(potential: Potential, batch: Batch, create_graph: bool) -> dict[str,
     shifts = torch.zeros(p, 3, dtype=torch.int64, device=positions.device)
     return potential(
         batch.numbers, positions, cell, batch.system, batch.pairs, shifts, batch.charge,
-        batch.multiplicity, None, True, False, create_graph,
+        batch.multiplicity, batch.given_charges.to(positions.dtype), True, False, create_graph,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from glob import glob, has_magic
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,8 @@ def read_files(
 
     Args:
         paths: npz corpora (`nnpcalc.train.data.read_npz`), extended XYZ and ASE trajectories
-            (`read_xyz`), HDF5 in the layout of SPICE or of ModelForge (`read_hdf5`).
+            (`read_xyz`), HDF5 in the layout of SPICE or of ModelForge (`read_hdf5`). A name with
+            ``*``, ``?`` or ``[`` that is no file stands for all that fit it, in order.
         labels: names of the labels in XYZ and HDF5 files, by "energy", "forces" and "charges";
             what is not named is looked for under its usual names.
 
@@ -42,12 +44,23 @@ def read_files(
     if unknown:
         raise ValueError(f"labels has no {unknown[0]!r}; it names {', '.join(LABELS)}")
     parts = []
-    for path in paths:
+    for path in [name for pattern in paths for name in matching(pattern)]:
         suffix = Path(path).suffix.lower()
         if suffix not in READERS:
             raise ValueError(f"{path}: unknown suffix {suffix!r}; known are {', '.join(READERS)}")
         parts.append(READERS[suffix](path, labels))
     return join(parts)
+
+
+def matching(pattern: str | Path) -> list[str]:
+    """The files that a shell's pattern stands for, sorted; a plain name stands for itself."""
+    name = str(pattern)
+    if Path(name).exists() or not has_magic(name):
+        return [name]
+    found = sorted(glob(name))
+    if not found:
+        raise FileNotFoundError(f"no file fits {name}")
+    return found
 
 
 def read_dataset(

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from nnpcalc.kernels import forms
-from nnpcalc.train.build import accelerated, build, build_from, initial_baseline, load_initial
+from nnpcalc.train.build import (
+    accelerated,
+    build,
+    build_from,
+    check_states,
+    initial_baseline,
+    load_initial,
+)
 from nnpcalc.train.checkpoint import averaged, fingerprint, read_checkpoint, write_atomically
 from nnpcalc.train.config import Config
 from nnpcalc.train.data import Baseline, Dataset, batches, collate, fit_baseline, index_pairs
@@ -112,6 +119,8 @@ class Trainer:
             potential = build_from(initial, config, self.baseline)
         else:
             potential = build(config, self.baseline)
+        check_states(potential.core, self.train)
+        check_states(potential.core, self.validation)
         self.potential = potential.to(torch.float32).to(self.device)
         self.fast = accelerated(self.potential, options.knots)
         if options.precision == "bfloat16" and self.fast is not self.potential:

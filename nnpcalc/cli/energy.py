@@ -1,0 +1,76 @@
+"""`nnpcalc energy`: energies and forces of structures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from nnpcalc.cli.common import (
+    add_machine,
+    add_model,
+    add_structures,
+    print_table,
+    read_structures,
+    signed,
+)
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser's commands."""
+    parser = commands.add_parser("energy", help="energy and forces of structures")
+    add_structures(parser)
+    add_model(parser)
+    parser.add_argument("--forces", action="store_true", help="print the forces of all atoms")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per structure")
+    add_machine(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print a table of energies, or JSON lines."""
+    from nnpcalc.calculator import NNPCalculator
+
+    structures = read_structures(options)
+    calculator = NNPCalculator(options.model, device=options.device, dtype=options.dtype)
+    rows: list[tuple[str, ...]] = [
+        ("structure", "formula", "charge", "mult.", "energy/eV", "max |F|/(eV/Å)")
+    ]
+    force_rows: list[tuple[str, ...]] = [("structure", "atom", "Fx/(eV/Å)", "Fy", "Fz")]
+    for k, (atoms, result) in enumerate(
+        zip(structures, calculator.evaluate(structures), strict=True)
+    ):
+        energy, forces, state = result.energy, result.forces, result.state
+        assert forces is not None
+        formula = atoms.get_chemical_formula()
+        if options.json:
+            record = {
+                "structure": k,
+                "formula": formula,
+                "charge": state.charge,
+                "multiplicity": state.multiplicity,
+                "energy": energy,
+                "forces": forces.tolist(),
+            }
+            print(json.dumps(record))
+            continue
+        largest = float((forces**2).sum(axis=1).max() ** 0.5) if len(atoms) else 0.0
+        rows.append(
+            (
+                str(k),
+                formula,
+                signed(state.charge),
+                str(state.multiplicity),
+                f"{energy:.6f}",
+                f"{largest:.6f}",
+            )
+        )
+        if options.forces:
+            for symbol, force in zip(atoms.symbols, forces, strict=True):
+                force_rows.append((str(k), symbol, *(f"{component:.6f}" for component in force)))
+    if not options.json:
+        print_table(rows)
+    if options.forces and not options.json:
+        print()
+        print_table(force_rows)
+    return 0

@@ -1,0 +1,153 @@
+"""`nnpcalc opt`: geometries of least energy, all structures at once."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnpcalc.cli.common import (
+    add_machine,
+    add_model,
+    add_structures,
+    print_table,
+    read_structures,
+    signed,
+)
+
+if TYPE_CHECKING:
+    from nnpcalc.optimizer import Optimized
+
+EPILOG = """\
+Exit status 1: some did not converge; their last good geometries are written all the same.
+
+examples:
+  nnpcalc opt molecules.sdf --model tensornet-spice --output relaxed.xyz
+  nnpcalc opt --smiles CCO --smiles "C[NH3+]" --model tensornet-spice --fmax 0.001 --dtype float64
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser's commands."""
+    parser = commands.add_parser(
+        "opt",
+        help="optimise geometries",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_structures(parser)
+    add_model(parser)
+    parser.add_argument(
+        "--output", metavar="FILE",
+        help="optimised structures, in the ASE format of the name's ending (default: NAME-opt.xyz, "
+        "extended XYZ, in this directory)",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace the output file")
+    parser.add_argument(
+        "--fmax", type=float, default=0.01, metavar="EV/Å", help="largest force left (default 0.01)"
+    )
+    parser.add_argument("--steps", type=int, default=500, help="at most so many (default 500)")
+    parser.add_argument(
+        "--method", default="lbfgs", choices=["lbfgs", "fire"], help="(default lbfgs)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object per structure")
+    add_machine(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Optimise, write the structures, print a table or JSON lines."""
+    from ase.io import write
+
+    from nnpcalc.optimizer import optimize
+
+    structures = read_structures(options)
+    output = _output(options, len(structures))
+    results = optimize(
+        structures,
+        options.model,
+        method=options.method,
+        fmax=options.fmax,
+        steps=options.steps,
+        device=options.device,
+        dtype=options.dtype,
+    )
+    for found in results:
+        found.atoms.info["converged"] = found.converged
+    write(output, [found.atoms for found in results])
+    _report(results, options.json)
+    failed = sum(not found.converged for found in results)
+    if not options.json:
+        print(f"{len(results) - failed} of {len(results)} converged; written to {output}")
+    for k, found in enumerate(results):
+        if found.reason:
+            print(f"nnpcalc: structure {k} did not converge: {found.reason}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _output(options: argparse.Namespace, count: int) -> Path:
+    """The output file, refused before anything is computed if it cannot be written as asked."""
+    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+
+    name = "optimised" if options.file in (None, "-") else Path(options.file).stem
+    path = Path(options.output or f"{name}-opt.xyz")
+    if path.exists() and not options.overwrite:
+        raise FileExistsError(
+            errno.EEXIST, "there is a file of this name: give another, or --overwrite", str(path)
+        )
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such directory", str(path.parent))
+    try:
+        kind = ioformats[filetype(str(path), read=False)]
+    except (UnknownFileTypeError, KeyError) as error:
+        raise ValueError(
+            f"ASE knows no format for {path}: use an ending such as .xyz, .traj or .pdb"
+        ) from error
+    if not kind.can_write or (kind.single and count > 1):
+        raise ValueError(
+            f"{path}: the format {kind.name} cannot be written"
+            f"{f' with {count} structures' if kind.can_write else ''}; use .xyz or .traj"
+        )
+    return path
+
+
+def _report(results: list[Optimized], as_json: bool) -> None:
+    from nnpcalc.state import resolve_state
+
+    rows: list[tuple[str, ...]] = [
+        ("structure", "formula", "charge", "mult.", "energy/eV", "fmax/(eV/Å)", "steps", "")
+    ]
+    for k, found in enumerate(results):
+        formula, state = found.atoms.get_chemical_formula(), resolve_state(found.atoms)
+        known = found.atoms.calc is not None or not len(found.atoms)
+        if as_json:
+            record = {
+                "structure": k,
+                "formula": formula,
+                "charge": state.charge,
+                "multiplicity": state.multiplicity,
+                "energy": found.energy if known else None,
+                "fmax": found.fmax if known else None,
+                "steps": found.steps,
+                "converged": found.converged,
+                "reason": found.reason,
+            }
+            print(json.dumps(record))
+            continue
+        rows.append(
+            (
+                str(k),
+                formula,
+                signed(state.charge),
+                str(state.multiplicity),
+                f"{found.energy:.6f}" if known else "-",
+                f"{found.fmax:.6f}" if known else "-",
+                str(found.steps),
+                "" if found.converged else "NOT CONVERGED",
+            )
+        )
+    if not as_json:
+        print_table(rows)
