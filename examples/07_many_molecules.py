@@ -60,14 +60,10 @@ def main() -> None:
     print(f"  zero-point energy {modes.zero_point_energy:.3f} eV")
     print(f"  entropy {96485.3 * gas.entropy:.1f} J/(mol K) at 298.15 K and 1 atm")
 
-    states = nnpcalc.vertical_energies(tight.atoms, options.model)
-    if states.ionisation_energy is None:
-        print(f"  no ionisation energy: {states.missing['ionisation_energy']}")
-    else:
-        print(f"  vertical ionisation energy {states.ionisation_energy:.2f} eV")
-    # the dication is a closed shell again, which the model may know
-    single, double = nnpcalc.state_energies(tight.atoms, options.model, [(0, 1), (2, 1)])
-    print(f"  two electrons cost {double.energy - single.energy:.1f} eV")
+    # a model that knows unpaired electrons; its labels are semi-empirical
+    methylene = molecule("CH2_s3B1d")
+    states = nnpcalc.vertical_energies(methylene, "tensornet-spin-xtb")
+    print(f"\nmethylene: the triplet lies {states.singlet_triplet_gap:+.2f} eV from the singlet")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ NASTY = "</script><script>document.title='broken'</script><img src=x onerror=ale
 
 @pytest.fixture(autouse=True)
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A short text in the place of the viewer library: no network; the browser gets the real one."""
+    """A short text in the place of the viewer: no network; the browser gets the real one."""
     if "browser" not in request.fixturenames and "viewer" not in request.node.name:
         monkeypatch.setattr(nnpcalc.report, "load_viewer", lambda: ("var $3Dmol = {};", "BSD-3"))
 
