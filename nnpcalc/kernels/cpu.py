@@ -49,7 +49,8 @@ def compiled(function: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(function)
     def run(*arrays: np.ndarray) -> None:
-        large = max(array.size for array in arrays) > SMALL and numba.get_num_threads() > 1
+        # the threads first: sizes of a dozen arrays take longer than many a loop over small ones
+        large = numba.get_num_threads() > 1 and max(array.size for array in arrays) > SMALL
         (parallel if large else serial)(*arrays)
 
     return run

@@ -16,20 +16,21 @@ from torch import Tensor, nn
 from nnpcalc.kernels import inference_loops as loops
 from nnpcalc.kernels.forms import follow_torch_threads
 from nnpcalc.kernels.nodes import BY_LEFT, BY_RIGHT, FORWARD, product_coefficients, sparse
-from nnpcalc.kernels.table import hermite_slopes, hermite_weights, tabulate
-from nnpcalc.models.tensornet import TensorNet, pair_tensors
-
-_PARTS = ((0, 1), (1, 4), (4, 9))  # components of I, A and S
+from nnpcalc.kernels.table import tabulate
+from nnpcalc.models.tensornet import TensorNet
 
 
-def mixed(x: Tensor, weights: Tensor) -> Tensor:
+def mixed(x: Tensor, weights: Tensor, out: Tensor | None = None) -> Tensor:
     """Channel mixing of [9, N, F] by one matrix [F, F] for each of I, A and S, from the right."""
-    out = torch.empty_like(x)
-    channels = x.shape[2]
-    for k, (first, last) in enumerate(_PARTS):
-        torch.mm(
-            x[first:last].view(-1, channels), weights[k], out=out[first:last].view(-1, channels)
-        )
+    out = torch.empty_like(x) if out is None else out
+    _, n, channels = x.shape
+    rows = (n, 3 * n, 5 * n)
+    parts = zip(
+        x.view(-1, channels).split(rows), weights.unbind(), out.view(-1, channels).split(rows),
+        strict=True,
+    )  # fmt: skip
+    for part, weight, target in parts:
+        torch.mm(part, weight, out=target)
     return out
 
 
@@ -118,24 +119,28 @@ class _Pass:
     def __init__(self, network: TensorNetInference, arguments: tuple[Tensor, ...]) -> None:
         pairs, vectors, distances, receiver, sender, attributes = arguments
         self.network = network
-        n_knots, step = network.n_knots, network.step
-        w, knot = hermite_weights(distances, step, n_knots)
-        i = pairs[0].contiguous().numpy()
+        n_pairs, dtype = distances.shape[0], network.table.dtype
         self.shape = (9, receiver.shape[0], receiver.shape[1])
-        self.pairs = (
-            np.searchsorted(i, np.arange(receiver.shape[0] + 1)),
-            pairs[1].contiguous().numpy(),
-            knot.numpy(),
-            w.numpy(),
+        self.vectors = vectors.contiguous()
+        self.distances = distances.contiguous().numpy()
+        w, self.slopes = np.empty((2, n_pairs, 4), dtype)
+        self.angular, knot = np.empty((n_pairs, 9), dtype), np.empty(n_pairs, np.int64)
+        loops.pair_geometry(
+            self.vectors.numpy(), self.distances, network.grid, knot, w, self.slopes, self.angular
         )
-        self.slopes = hermite_slopes(distances, step, n_knots).numpy()
-        self.vectors, self.distances = vectors.contiguous(), distances.contiguous()
-        self.angular = pair_tensors(vectors, distances).contiguous().numpy()
+        i, j = pairs.contiguous().numpy()
+        self.pairs = (np.searchsorted(i, np.arange(receiver.shape[0] + 1)), j, knot, w)
         self.features = (receiver.contiguous(), sender.contiguous())
         self.attributes = attributes
 
     def new(self) -> Tensor:
         return torch.empty(self.shape, dtype=self.vectors.dtype)
+
+    def block(self, count: int) -> tuple[tuple[Tensor, ...], np.ndarray]:
+        """Several arrays [9, N, F] at once, for torch and for numba: calls cost as much as loops
+        over a small molecule."""
+        tensor = torch.empty((count, *self.shape), dtype=self.vectors.dtype)
+        return tensor.unbind(), tensor.numpy()
 
     def forward(self) -> Tensor:
         """Energies of the atoms [N]."""
@@ -162,18 +167,17 @@ class _Pass:
 
     def interact(self, layer: _Layer, x: Tensor) -> Tensor:
         g, g_square = layer.prefactors(self.attributes)
-        inverse, inverse_c = (x.new_empty(self.shape[1:]).numpy() for _ in range(2))
-        normal, message, reacted, out = (self.new() for _ in range(4))
-        loops.normalise(x.numpy(), normal.numpy(), inverse)
-        y = mixed(normal, layer.before)
-        loops.message_pairs(*self.pairs, layer.table, y.numpy(), message.numpy())
-        loops.react(
-            *layer.product, y.numpy(), layer.at_zero, g, message.numpy(), inverse_c, reacted.numpy()
-        )
-        change = mixed(reacted, layer.after)
-        loops.update(*layer.square, normal.numpy(), change.numpy(), g_square, out.numpy())
-        kept = (normal, inverse, y, message, reacted, inverse_c, change)
-        self.steps.append((layer, g, g_square, kept))
+        inverse, inverse_c = np.empty((2, *self.shape[1:]), layer.table.dtype)
+        (normal, y, _, reacted, change), arrays = self.block(5)
+        normal_array, y_array, message, reacted_array, change_array = arrays
+        out = self.new()
+        loops.normalise(x.numpy(), normal_array, inverse)
+        mixed(normal, layer.before, y)
+        loops.message_pairs(*self.pairs, layer.table, y_array, message)
+        loops.react(*layer.product, y_array, layer.at_zero, g, message, inverse_c, reacted_array)
+        mixed(reacted, layer.after, change)
+        loops.update(*layer.square, normal_array, change_array, g_square, out.numpy())
+        self.steps.append((layer, g, g_square, arrays, inverse, inverse_c))
         return out
 
     def backward(self, upstream: Tensor) -> Tensor:
@@ -197,30 +201,28 @@ class _Pass:
         loops.part_norms_reverse(self.summed.numpy(), by_norms.numpy(), g.numpy())
         a, b = (feature.numpy() for feature in self.features)
         loops.embed_pairs_reverse(
-            *self.pairs, self.slopes, network.table, a, b, self.angular, self.distances.numpy(),
+            *self.pairs, self.slopes, network.table, a, b, self.angular, self.distances,
             g.numpy(), gradient.numpy(),
         )  # fmt: skip
         return gradient
 
     def interact_reverse(self, step: tuple[Any, ...], upstream: Tensor, gradient: Tensor) -> Tensor:
         """Derivative by the layer's input; that by the pair vectors is added to gradient."""
-        layer, g, g_square, kept = step
-        normal, inverse, y, message, reacted, inverse_c, change = kept
-        by_change, by_y, by_message, by_x = (self.new() for _ in range(4))
-        loops.update_reverse(
-            *layer.square_back, change.numpy(), g_square, upstream.numpy(), by_change.numpy()
-        )
-        by_reacted = mixed(by_change, layer.after_t)
+        layer, g, g_square, (normal, y, message, reacted, change), inverse, inverse_c = step
+        (by_change, by_reacted, by_y, _), arrays = self.block(4)
+        loops.update_reverse(*layer.square_back, change, g_square, upstream.numpy(), arrays[0])
+        mixed(by_change, layer.after_t, by_reacted)
         loops.react_reverse(
-            *layer.by_left, *layer.by_right, y.numpy(), message.numpy(), layer.at_zero, g,
-            reacted.numpy(), inverse_c, by_reacted.numpy(), by_y.numpy(), by_message.numpy(),
+            *layer.by_left, *layer.by_right, y, message, layer.at_zero, g, reacted, inverse_c,
+            *arrays[1:],
         )  # fmt: skip
         loops.message_pairs_reverse(
-            *self.pairs, self.slopes, layer.table, y.numpy(), self.vectors.numpy(),
-            self.distances.numpy(), by_message.numpy(), by_y.numpy(), gradient.numpy(),
+            *self.pairs, self.slopes, layer.table, y, self.vectors.numpy(), self.distances,
+            arrays[3], arrays[2], gradient.numpy(),
         )  # fmt: skip
-        by_normal = mixed(by_y, layer.before_t).add_(upstream)
-        loops.normalise_reverse(normal.numpy(), inverse, by_normal.numpy(), by_x.numpy())
+        by_normal = mixed(by_y, layer.before_t, by_change).add_(upstream)  # by_change has served
+        by_x = self.new()
+        loops.normalise_reverse(normal, inverse, by_normal.numpy(), by_x.numpy())
         return by_x
 
 
@@ -264,6 +266,7 @@ class TensorNetInference(nn.Module):
         self.conditions_on = core.conditions_on
         self.n_knots = n_knots
         self.step = self.cutoff / (n_knots - 1)
+        self.grid = np.array((self.step, n_knots))
         weight = core.linear.weight
         knots = torch.arange(n_knots).to(weight.dtype) * self.step
         embedding = core.embedding

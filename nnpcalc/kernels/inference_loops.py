@@ -35,11 +35,58 @@ def _interpolate(w, p, table, first, radial):
 
 
 @njit(**_inline)
+def _interpolate_both(w, dw, p, table, first, radial, slope):
+    """`_interpolate` with two sets of weights, each table row read once."""
+    w0, w1, w2, w3 = w[p, 0], w[p, 1], w[p, 2], w[p, 3]
+    d0, d1, d2, d3 = dw[p, 0], dw[p, 1], dw[p, 2], dw[p, 3]
+    for f in range(radial.size):
+        t0, t1 = table[first, f], table[first + 1, f]
+        t2, t3 = table[first + 2, f], table[first + 3, f]
+        radial[f] = w0 * t0 + w1 * t1 + w2 * t2 + w3 * t3
+        slope[f] = d0 * t0 + d1 * t1 + d2 * t2 + d3 * t3
+
+
+@njit(**_inline)
+def _load(x, n, block):
+    """block [9, F] = x[:, n]."""
+    for c in range(9):
+        for f in range(block.shape[1]):
+            block[c, f] = x[c, n, f]
+
+
+@njit(**_inline)
 def _store(block, n, out):
     """out[:, n] = block [9, F]."""
     for c in range(9):
         for f in range(block.shape[1]):
             out[c, n, f] = block[c, f]
+
+
+@compiled
+def pair_geometry(vectors, distances, grid, knot, w, dw, angular):
+    """What the pairs' vectors say, once for all stages; grid: step (Å) and number of knots.
+
+    knot, w and dw as in `hermite_weights` and `hermite_slopes`, angular [P, 9] as `pair_tensors`.
+    """
+    step, last = grid[0], int(grid[1]) - 2
+    for p in prange(distances.size):
+        scaled = distances[p] / step
+        interval = min(int(scaled), last)
+        t = scaled - interval
+        s = 1.0 - t
+        knot[p] = interval
+        w[p, 0], w[p, 1] = (1.0 + 2.0 * t) * s * s, t * s * s
+        w[p, 2], w[p, 3] = t * t * (3.0 - 2.0 * t), -t * t * s
+        steep = 6.0 * t * s / step
+        dw[p, 0], dw[p, 1] = -steep, s * (s - 2.0 * t) / step
+        dw[p, 2], dw[p, 3] = steep, t * (t - 2.0 * s) / step
+        inverse = -1.0 / distances[p]
+        ux, uy, uz = vectors[p, 0] * inverse, vectors[p, 1] * inverse, vectors[p, 2] * inverse
+        third = 1.0 / 3.0
+        angular[p, 0] = 1.0
+        angular[p, 1], angular[p, 2], angular[p, 3] = ux, uy, uz
+        angular[p, 4], angular[p, 5], angular[p, 6] = ux * ux - third, ux * uy, ux * uz
+        angular[p, 7], angular[p, 8] = uy * uy - third, uy * uz
 
 
 @compiled
@@ -72,31 +119,44 @@ def embed_pairs_reverse(pointer, j, knot, w, dw, table, a, b, angular, distances
     for n in prange(pointer.size - 1):
         radial = np.empty(3 * channels, a.dtype)
         slope = np.empty(3 * channels, a.dtype)
-        q = np.empty(9, a.dtype)
+        own = np.empty((9, channels), a.dtype)
+        _load(g, n, own)
         for p in range(pointer[n], pointer[n + 1]):
-            _interpolate(w, p, table, 2 * knot[p], radial)
-            _interpolate(dw, p, table, 2 * knot[p], slope)
+            _interpolate_both(w, dw, p, table, 2 * knot[p], radial, slope)
             m = j[p]
             for f in range(channels):
                 z = a[n, f] + b[m, f]
                 for part in range(3):
                     radial[part * channels + f] *= z
                     slope[part * channels + f] *= z
-            by_distance = angular[p, 0] * 0.0
-            for c in range(9):
-                first = (0 if c == 0 else 1 if c < 4 else 2) * channels
-                total = radial[first] * g[c, n, 0]
-                steep = slope[first] * g[c, n, 0]
-                for f in range(1, channels):
-                    total += radial[first + f] * g[c, n, f]
-                    steep += slope[first + f] * g[c, n, f]
-                q[c] = total
-                by_distance += angular[p, c] * steep
+            zero = radial[0] * 0.0  # of the arrays' type
+            q1 = q2 = q3 = q4 = q5 = q6 = q7 = q8 = by_distance = zero
+            y1, y2, y3, y4 = angular[p, 1], angular[p, 2], angular[p, 3], angular[p, 4]
+            y5, y6, y7, y8 = angular[p, 5], angular[p, 6], angular[p, 7], angular[p, 8]
+            for f in range(channels):
+                by_distance += slope[f] * own[0, f]
+            for f in range(channels):
+                r, g1, g2, g3 = radial[channels + f], own[1, f], own[2, f], own[3, f]
+                q1 += r * g1
+                q2 += r * g2
+                q3 += r * g3
+                by_distance += slope[channels + f] * (y1 * g1 + y2 * g2 + y3 * g3)
+            for f in range(channels):
+                r = radial[2 * channels + f]
+                g4, g5, g6, g7, g8 = own[4, f], own[5, f], own[6, f], own[7, f], own[8, f]
+                q4 += r * g4
+                q5 += r * g5
+                q6 += r * g6
+                q7 += r * g7
+                q8 += r * g8
+                by_distance += slope[2 * channels + f] * (
+                    y4 * g4 + y5 * g5 + y6 * g6 + y7 * g7 + y8 * g8
+                )
             # angular = (1, u, xx, xy, xz, yy, yz of u u^t - 1/3) with u = -vector / distance
-            ux, uy, uz = angular[p, 1], angular[p, 2], angular[p, 3]
-            gx = q[1] + 2.0 * ux * q[4] + uy * q[5] + uz * q[6]
-            gy = q[2] + ux * q[5] + 2.0 * uy * q[7] + uz * q[8]
-            gz = q[3] + ux * q[6] + uy * q[8]
+            ux, uy, uz = y1, y2, y3
+            gx = q1 + 2.0 * ux * q4 + uy * q5 + uz * q6
+            gy = q2 + ux * q5 + 2.0 * uy * q7 + uz * q8
+            gz = q3 + ux * q6 + uy * q8
             along = gx * ux + gy * uy + gz * uz
             inverse = 1.0 / distances[p]
             gradient[p, 0] -= (gx - along * ux) * inverse + by_distance * ux
@@ -130,19 +190,29 @@ def message_pairs_reverse(pointer, j, knot, w, dw, table, y, vectors, distances,
         slope = np.empty(3 * channels, y.dtype)
         block = np.zeros((9, channels), y.dtype)
         own = np.empty((9, channels), y.dtype)
-        for c in range(9):
-            for f in range(channels):
-                own[c, f] = g[c, n, f]
+        _load(g, n, own)
         for p in range(pointer[n], pointer[n + 1]):
-            _interpolate(w, p, table, 2 * knot[p], radial)
-            _interpolate(dw, p, table, 2 * knot[p], slope)
+            _interpolate_both(w, dw, p, table, 2 * knot[p], radial, slope)
             m = j[p]
-            by_distance = radial[0] * 0.0
             for c in range(9):
                 first = (0 if c == 0 else 1 if c < 4 else 2) * channels
                 for f in range(channels):
                     block[c, f] += radial[first + f] * g[c, m, f]
-                    by_distance += slope[first + f] * own[c, f] * y[c, m, f]
+            by_distance = radial[0] * 0.0  # of the arrays' type
+            for f in range(channels):
+                by_distance += slope[f] * own[0, f] * y[0, m, f]
+            for f in range(channels):
+                by_distance += slope[channels + f] * (
+                    own[1, f] * y[1, m, f] + own[2, f] * y[2, m, f] + own[3, f] * y[3, m, f]
+                )
+            for f in range(channels):
+                by_distance += slope[2 * channels + f] * (
+                    own[4, f] * y[4, m, f]
+                    + own[5, f] * y[5, m, f]
+                    + own[6, f] * y[6, m, f]
+                    + own[7, f] * y[7, m, f]
+                    + own[8, f] * y[8, m, f]
+                )
             factor = by_distance / distances[p]
             gradient[p, 0] += factor * vectors[p, 0]
             gradient[p, 1] += factor * vectors[p, 1]
