@@ -99,16 +99,22 @@ def embed_pairs(pointer, j, knot, w, table, a, b, angular, out):
         for p in range(pointer[n], pointer[n + 1]):
             _interpolate(w, p, table, 2 * knot[p], radial)
             m = j[p]
+            y1, y2, y3, y4 = angular[p, 1], angular[p, 2], angular[p, 3], angular[p, 4]
+            y5, y6, y7, y8 = angular[p, 5], angular[p, 6], angular[p, 7], angular[p, 8]
             for f in range(channels):
-                z = a[n, f] + b[m, f]
-                radial[f] *= z
-                radial[channels + f] *= z
-                radial[2 * channels + f] *= z
-            for c in range(9):
-                first = (0 if c == 0 else 1 if c < 4 else 2) * channels
-                y = angular[p, c]
-                for f in range(channels):
-                    block[c, f] += y * radial[first + f]
+                block[0, f] += radial[f] * (a[n, f] + b[m, f])
+            for f in range(channels):
+                r = radial[channels + f] * (a[n, f] + b[m, f])
+                block[1, f] += y1 * r
+                block[2, f] += y2 * r
+                block[3, f] += y3 * r
+            for f in range(channels):
+                r = radial[2 * channels + f] * (a[n, f] + b[m, f])
+                block[4, f] += y4 * r
+                block[5, f] += y5 * r
+                block[6, f] += y6 * r
+                block[7, f] += y7 * r
+                block[8, f] += y8 * r
         _store(block, n, out)
 
 
