@@ -20,6 +20,7 @@ import time
 import warnings
 from pathlib import Path
 
+import h5py
 import numpy as np
 import torch
 from against_teacher import validation_molecules
@@ -78,11 +79,6 @@ def main() -> None:
             hot = name == "molecules-600"
             temperature, picoseconds = (600.0, 20.0) if hot else (300.0, 100.0)
         steps = round(args.scale * picoseconds * 1000.0 / args.timestep)
-        temperatures: list[float] = []
-
-        def report(frame, temperatures=temperatures):
-            temperatures.append(float(np.mean(frame.temperature)))
-
         watchdog = md.Watchdog(max_force=100.0, max_temperature=None, fixed_bonds=True)
         begin = time.monotonic()
         with warnings.catch_warnings():
@@ -91,8 +87,10 @@ def main() -> None:
                 structures, args.model, md.Langevin(args.timestep, temperature=temperature), steps,
                 seed=args.seed, watchdog=watchdog, checkpoint=args.out / f"{name}.checkpoint",
                 trajectory=args.out / f"{name}.h5", interval=2000, checkpoint_interval=5000,
-                resume=True, report=report,
+                resume=True,
             )  # fmt: skip
+        with h5py.File(args.out / f"{name}.h5") as file:
+            temperatures = file["temperature"][:][file["step"][:] >= 0].mean(axis=1)
         failed = [str(incident) for incident in run.incidents]
         survived = len(structures) - len({i.replica for i in run.incidents})
         charges = [atoms.info["charge"] for atoms in structures]
