@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,10 +29,6 @@ from nnpcalc.weights import load_potential
 
 BACKENDS = ("auto", "eager", "fused", "torchscript")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
-#: Knots of the fused back end's tables. Against the eager model they leave an error of 1e-7 eV in
-#: float32, which is its rounding, and of some 1e-12 eV and 1e-8 eV/Å in float64.
-KNOTS = {torch.float32: 512, torch.float64: 4096}
 
 
 class BackendError(ValueError):
@@ -128,7 +125,8 @@ def prepare(
         device: None means "cuda" where there is one, else "cpu".
         dtype: "float32", "float64" or the torch.dtype, of the parameters and the computation.
         backend: one of `BACKENDS`; "auto" takes the fused kernels where there are some for the
-            architecture (on the CPU), TorchScript for a TorchScript file, else the eager model.
+            architecture on the CPU, TorchScript for a TorchScript file, else the eager model. The
+            kernels for CUDA, so far of TensorNet alone, have to be asked for: "fused".
         trust: run a TorchScript file that no shipped card vouches for.
 
     Raises:
@@ -205,23 +203,31 @@ def _choose(potential: Potential, wanted: str, device: torch.device) -> tuple[st
     if wanted in ("eager", "torchscript"):
         return wanted, "asked for"
     obstacle, remedy = _obstacle_to_fused(potential, device)
-    if not obstacle:
-        name = type(potential.core).__name__
-        return "fused", "asked for" if wanted == "fused" else f"{name} on the CPU"
     if wanted == "fused":
-        raise BackendError(f"backend='fused' cannot run: {obstacle}; {remedy}")
-    return "eager", obstacle
+        if obstacle:
+            raise BackendError(f"backend='fused' cannot run: {obstacle}; {remedy}")
+        return "fused", "asked for" if device.type == "cpu" else f"asked for: Triton on {device}"
+    if obstacle:
+        return "eager", obstacle
+    if device.type == "cuda":  # compiled and compared in the interpreter, but not measured
+        return "eager", f"the Triton kernels on {device} have to be asked for: backend='fused'"
+    return "fused", f"{type(potential.core).__name__} on the CPU"
 
 
 def _obstacle_to_fused(potential: Potential, device: torch.device) -> tuple[str, str]:
     """What keeps the fused kernels from running, and what to do; two empty texts if nothing."""
-    if device.type != "cpu":
-        return f"the fused kernels do not run on {device}", "use device='cpu' or backend='eager'"
-    from nnpcalc.kernels.fused import FUSED
+    from nnpcalc.kernels.fused import FUSED, ON_CUDA
 
+    name = type(potential.core).__name__
     if type(potential.core) not in FUSED:
-        name = type(potential.core).__name__
         return f"there are no fused kernels for {name}", "use backend='eager' or 'auto'"
+    if device.type == "cpu":
+        return "", ""
+    elsewhere = "use device='cpu' or backend='eager'"
+    if device.type != "cuda" or type(potential.core) not in ON_CUDA:
+        return f"the fused kernels for {name} do not run on {device}", elsewhere
+    if find_spec("triton") is None:
+        return f"the fused kernels for {device} need triton", f"pip install triton, or {elsewhere}"
     return "", ""
 
 
@@ -245,6 +251,6 @@ def _program(
         return torchscript_from_bytes(data, "the compiled model").program.to(device)
     from nnpcalc.kernels.fused import fused_for_inference
 
-    fused = fused_for_inference(potential.core, KNOTS[dtype])
+    fused = fused_for_inference(potential.core)
     terms: Any = tuple(potential.terms)
     return Potential(fused, terms, potential.scale).eval().requires_grad_(False)

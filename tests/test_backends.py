@@ -10,7 +10,7 @@ import torch
 from ase.build import molecule
 from torch import nn
 
-from nnpcalc import NNPCalculator
+from nnpcalc import NNPCalculator, backends, build_potential
 from nnpcalc.backends import BackendError, prepare
 from nnpcalc.batch import AtomsBatch
 from nnpcalc.kernels.inference import TensorNetInference
@@ -117,10 +117,31 @@ def test_a_bare_network_is_no_model() -> None:
         prepare(make_potential().core)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("core", "wanted", "triton", "outcome"),
+    [
+        ("tensornet", "fused", True, ("fused", "asked for: Triton on cuda:0")),
+        ("tensornet", "auto", True, ("eager", "have to be asked for: backend='fused'")),
+        ("tensornet", "auto", False, ("eager", "need triton")),
+        ("tensornet", "fused", False, "need triton; pip install triton, or use device='cpu'"),
+        ("schnet", "auto", True, ("eager", "for SchNet do not run on cuda:0")),
+        ("schnet", "fused", True, "do not run on cuda:0; use device='cpu' or backend='eager'"),
+    ],
+)
+def test_what_cuda_runs(core, wanted, triton, outcome, monkeypatch) -> None:
+    monkeypatch.setattr(backends, "find_spec", lambda name: object() if triton else None)
+    potential = build_potential(core, (1, 8), seed=0)
+    if isinstance(outcome, str):
+        with pytest.raises(BackendError, match=outcome):
+            backends._choose(potential, wanted, torch.device("cuda:0"))
+    else:
+        name, reason = backends._choose(potential, wanted, torch.device("cuda:0"))
+        assert name == outcome[0] and outcome[1] in reason
+
+
 @pytest.mark.gpu
-def test_cuda_runs_the_eager_model() -> None:
+def test_cuda_runs_the_eager_model_unless_told_otherwise() -> None:
     engine = prepare(make_potential(), device="cuda")
     assert (engine.backend.name, engine.backend.device) == ("eager", "cuda:0")
-    assert engine.backend.reason == "the fused kernels do not run on cuda:0"
-    with pytest.raises(BackendError, match="use device='cpu' or backend='eager'"):
-        prepare(make_potential(), device="cuda", backend="fused")
+    engine = prepare(make_potential(), device="cuda", backend="fused")
+    assert type(engine.program.core).__name__ == "TritonTensorNet"

@@ -13,7 +13,13 @@ from nnpcalc.terms import ZBL
 pytest.importorskip("numba")
 
 from nnpcalc.kernels import forms, nodes
-from nnpcalc.kernels.table import hermite_weights, tabulate
+from nnpcalc.kernels.table import (
+    TOLERANCES,
+    hermite_weights,
+    inference_tables,
+    table_errors,
+    tabulate,
+)
 from nnpcalc.kernels.tensornet import FusedTensorNet
 
 TABLE_ERROR = 1e-7  # of energies (eV) and forces (eV/Å) of order 1 with 2048 knots
@@ -94,6 +100,28 @@ def test_table_error_falls_with_the_fourth_power_of_the_step():
         errors.append(float((values - exact).detach().abs().max()))
     assert errors[0] / errors[1] > 10.0
     assert errors[1] / errors[2] > 10.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_as_many_knots_as_the_bound_needs(dtype):
+    layer = make_core().layers[0]
+    (table,) = inference_tables([layer], 4.5, dtype)
+    n_knots = table.shape[0] // 2
+    (half,) = inference_tables([layer], 4.5, torch.float64, n_knots // 2)
+    (whole,) = inference_tables([layer], 4.5, torch.float64, n_knots)
+    allowed = torch.tensor(TOLERANCES[dtype], dtype=torch.float64)
+    few = table_errors(layer.radial_functions, half, 4.5 / (n_knots // 2 - 1))
+    enough = table_errors(layer.radial_functions, whole, 4.5 / (n_knots - 1))
+    assert bool((enough <= allowed).all()) and not bool((few <= allowed).all())
+
+
+def test_functions_too_steep_for_a_table_are_refused():
+    layer = make_core().layers[0]
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.mul_(1e3)
+    with pytest.raises(ValueError, match=r"too steep for tables.*use backend='eager'"):
+        inference_tables([layer], 4.5, torch.float64)
 
 
 def test_spline_is_smooth_across_knots():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nnpcalc.kernels import inference_loops as loops
 from nnpcalc.kernels.forms import follow_torch_threads
 from nnpcalc.kernels.nodes import BY_LEFT, BY_RIGHT, FORWARD, product_coefficients, sparse
-from nnpcalc.kernels.table import tabulate
+from nnpcalc.kernels.table import inference_tables
 from nnpcalc.models.tensornet import TensorNet
 
 
@@ -255,23 +255,21 @@ class TensorNetInference(nn.Module):
 
     Args:
         core: the network; changes to its parameters after this are not seen.
-        n_knots: size of the radial tables.
+        n_knots: size of the radial tables; None takes as many as `inference_tables` finds enough.
     """
 
-    def __init__(self, core: TensorNet, n_knots: int = 512) -> None:
+    def __init__(self, core: TensorNet, n_knots: int | None = None) -> None:
         super().__init__()
         self.core = core
         self.cutoff = core.cutoff
         self.elements = core.elements
         self.conditions_on = core.conditions_on
-        self.n_knots = n_knots
-        self.step = self.cutoff / (n_knots - 1)
-        self.grid = np.array((self.step, n_knots))
-        weight = core.linear.weight
-        knots = torch.arange(n_knots).to(weight.dtype) * self.step
-        embedding = core.embedding
+        embedding, weight = core.embedding, core.linear.weight
         stages = (embedding, *core.layers)
-        tables = [tabulate(stage.radial_functions, knots).detach() for stage in stages]
+        tables = inference_tables(stages, self.cutoff, weight.dtype, n_knots)
+        self.n_knots = tables[0].shape[0] // 2
+        self.step = self.cutoff / (self.n_knots - 1)
+        self.grid = np.array((self.step, self.n_knots))
         self.table = tables[0].numpy()
         self.layers = [
             _Layer(layer, table) for layer, table in zip(core.layers, tables[1:], strict=True)
