@@ -39,6 +39,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/potentials.py
 	$(BIN)/python tests/benchmarks/optimize.py
 	$(BIN)/python tests/benchmarks/md.py speed
+	$(BIN)/python tests/benchmarks/inference.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
