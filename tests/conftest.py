@@ -46,3 +46,12 @@ def small_model(
     save_potential(small_potential, tmp_path / "models" / "small", card)
     monkeypatch.setenv("NNPCALC_WEIGHTS", str(tmp_path / "models"))
     return tmp_path / "models" / "small"
+
+
+@pytest.fixture
+def other_model(small_model: Path, small_potential: Potential) -> Path:
+    """The directory of a second model of the user's, "other"."""
+    for parameter in small_potential.core.parameters():
+        parameter.data.mul_(1.01)
+    save_potential(small_potential, small_model.parent / "other", STATES)
+    return small_model.parent / "other"

@@ -72,6 +72,28 @@ def test_energy(small_model: Path, water: Path, capsys: pytest.CaptureFixture[st
     assert "H2O" in table and "HO" not in table and len(table.splitlines()) == 2 + 1 + 1 + 3
 
 
+def test_energy_of_a_committee(
+    other_model: Path, water: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from nnpcalc.calculator import NNPCalculator
+
+    command = ["energy", str(water), "--index", "0", "--dtype", "float64", "--backend", "eager"]
+    assert main([*command, "--model", "small", "--model", "other", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    atoms = molecule("H2O")
+    energies = [
+        NNPCalculator(name, dtype="float64").get_potential_energy(atoms)
+        for name in ("small", "other")
+    ]
+    assert abs(record["energy"] - np.mean(energies)) < 1e-6
+    assert abs(record["energy_uncertainty"] - np.std(energies, ddof=1)) < 1e-6
+    assert record["energy_uncertainty"] > 1e-4 and len(record["forces_uncertainty"]) == 3
+    assert main([*command, "--model", "small", "--model", "other"]) == 0
+    head, row = capsys.readouterr().out.splitlines()
+    assert "+- energy" in head and f"{record['energy_uncertainty']:.6f}" in row
+    assert "twice" in one_line(capsys, [*command, "--model", "small", "--model", "small"])
+
+
 def test_charge_of_the_command_line_wins(
     small_model: Path, water: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -183,6 +183,17 @@ def test_the_watchdog_stops_replicas(
     assert err.startswith("nnpcalc: no replica is left: replica 0") and err.count("\n") == 1
 
 
+def test_a_committee_and_its_limit(
+    other_model: Path, ethanol: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = command(ethanol, "--model", "other", "--steps", "5", "--check-interval", "5")
+    assert main(both) == 0
+    assert main([*both, "--max-uncertainty", "1e-9"]) == 1
+    assert "the forces are uncertain by" in "".join(capsys.readouterr())
+    assert main(command(ethanol, "--steps", "5", "--max-uncertainty", "1")) == 2
+    assert "give --model twice" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("number", "status"),
     [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],

@@ -44,9 +44,30 @@ def add_structures(parser: argparse.ArgumentParser, index: str = ":") -> None:
     )  # fmt: skip
 
 
+class _Members(argparse.Action):
+    """A model as its name, several as a list of names."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option: Any = None) -> None:
+        before = getattr(namespace, self.dest)
+        members = before if isinstance(before, list) else [before] if before else []
+        setattr(namespace, self.dest, [*members, value] if members else value)
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """The option --model."""
-    parser.add_argument("--model", required=True, help="name or path of a model")
+    """The options --model, a name or (a committee) a list of names, and --backend."""
+    parser.add_argument(
+        "--model", required=True, action=_Members,
+        help="name or path of a model; given several times, their mean, and how far they disagree",
+    )  # fmt: skip
+    parser.add_argument(
+        "--backend", default="auto", choices=["auto", "eager", "fused", "torchscript"],
+        help="what computes it (default auto: the fastest that is sure to work here)",
+    )  # fmt: skip
+
+
+def model_name(model: str | list[str]) -> str:
+    """What --model said, to be shown."""
+    return model if isinstance(model, str) else " and ".join(model)
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:

@@ -32,10 +32,12 @@ def run(options: argparse.Namespace) -> int:
     from nnpcalc.calculator import NNPCalculator
 
     structures = read_structures(options)
-    calculator = NNPCalculator(options.model, device=options.device, dtype=options.dtype)
-    rows: list[tuple[str, ...]] = [
-        ("structure", "formula", "charge", "mult.", "energy/eV", "max |F|/(eV/Å)")
-    ]
+    calculator = NNPCalculator(
+        options.model, device=options.device, dtype=options.dtype, backend=options.backend
+    )
+    committee = isinstance(options.model, list)
+    head = ("structure", "formula", "charge", "mult.", "energy/eV", "max |F|/(eV/Å)")
+    rows: list[tuple[str, ...]] = [(*head, "+- energy", "+- max |F|") if committee else head]
     force_rows: list[tuple[str, ...]] = [("structure", "atom", "Fx/(eV/Å)", "Fy", "Fz")]
     for k, (atoms, result) in enumerate(
         zip(structures, calculator.evaluate(structures), strict=True)
@@ -52,6 +54,9 @@ def run(options: argparse.Namespace) -> int:
                 "energy": energy,
                 "forces": forces.tolist(),
             }
+            if result.energy_uncertainty is not None and result.forces_uncertainty is not None:
+                record["energy_uncertainty"] = result.energy_uncertainty
+                record["forces_uncertainty"] = result.forces_uncertainty.tolist()
             print(json.dumps(record))
             continue
         largest = float((forces**2).sum(axis=1).max() ** 0.5) if len(atoms) else 0.0
@@ -65,6 +70,9 @@ def run(options: argparse.Namespace) -> int:
                 f"{largest:.6f}",
             )
         )
+        if result.energy_uncertainty is not None and result.forces_uncertainty is not None:
+            spread = float(result.forces_uncertainty.max(initial=0.0))
+            rows[-1] += (f"{result.energy_uncertainty:.6f}", f"{spread:.6f}")
         if options.forces:
             for symbol, force in zip(atoms.symbols, forces, strict=True):
                 force_rows.append((str(k), symbol, *(f"{component:.6f}" for component in force)))

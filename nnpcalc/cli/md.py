@@ -16,6 +16,7 @@ from nnpcalc.cli.common import (
     add_machine,
     add_model,
     add_structures,
+    model_name,
     print_table,
     read_structures,
 )
@@ -45,6 +46,7 @@ examples:
   nnpcalc md --smiles "C[NH3+]" --model tensornet-spice --steps 1000 --trajectory run.xyz \\
       --report run.html --distance 0 1
   nnpcalc md box.xyz --model tensornet-spice --ensemble npt --pressure 0.0001 --time 50
+  nnpcalc md aspirin.xyz --model tensornet-spice --model my-own --max-uncertainty 1 --time 10
 """
 
 
@@ -155,6 +157,7 @@ def _add_watchdog(group: Any) -> None:
         ("max-temperature", "K (default 10000)"),
         ("max-energy-jump", "eV per atom between two checks (default 0.1)"),
         ("min-distance", "in sums of covalent radii (default 0.5)"),
+        ("max-uncertainty", "eV/Å, of the force on any atom, with two --model or more"),
     ):
         group.add_argument(
             f"--{name}",
@@ -178,7 +181,11 @@ def run(options: argparse.Namespace) -> int:
     files = _files(options)
     integrator, watchdog = _integrator(options), _watchdog(options)
     structures = _structures(options)
-    force_field = md.ModelForceField(options.model, device=options.device, dtype=options.dtype)
+    if hasattr(options, "max_uncertainty") and not isinstance(options.model, list):
+        raise ValueError("--max-uncertainty is for committees: give --model twice or more")
+    force_field = md.ModelForceField(
+        options.model, device=options.device, dtype=options.dtype, backend=options.backend
+    )
     mode = display_mode(sys.stdout, options.json, os.environ)
     out = sys.stderr if mode == "bar" else sys.stdout
     progress = Progress(mode, steps, options.timestep, out, coloured(os.environ))
@@ -263,7 +270,7 @@ def _integrator(options: argparse.Namespace) -> Integrator:
 def _watchdog(options: argparse.Namespace) -> Watchdog:
     from nnpcalc import md
 
-    names = ("max_force", "max_temperature", "max_energy_jump", "min_distance")
+    names = ("max_force", "max_temperature", "max_energy_jump", "min_distance", "max_uncertainty")
     limits = {name: getattr(options, name) for name in names if hasattr(options, name)}
     if limits.get("max_force", 0.0) is None:
         limits["max_force"] = float("inf")  # forces that are no numbers still stop a replica
@@ -348,7 +355,7 @@ def _finish(
         write_report(
             page, read_trajectory(trajectory), title=f"{trajectory.name}, {options.ensemble}",
             distances=[(i, j) for i, j in options.distance],
-            facts={"model": options.model, "time step": f"{options.timestep:g} fs",
+            facts={"model": model_name(options.model), "time step": f"{options.timestep:g} fs",
                    "seed": str(result.seed)},
             notes=notes,
         )  # fmt: skip

@@ -74,6 +74,7 @@ def run(options: argparse.Namespace) -> int:
         steps=options.steps,
         device=options.device,
         dtype=options.dtype,
+        backend=options.backend,
     )
     for found in results:
         found.atoms.info["converged"] = found.converged

@@ -65,7 +65,9 @@ def run(options: argparse.Namespace) -> int:
     if options.multiplicities and not options.charges:
         raise ValueError("--multiplicities needs --charges")
     structures = read_structures(options)
-    calculator = NNPCalculator(options.model, device=options.device, dtype=options.dtype)
+    calculator = NNPCalculator(
+        options.model, device=options.device, dtype=options.dtype, backend=options.backend
+    )
     for k, atoms in enumerate(structures):
         if options.charges:
             energies, own = _listed(atoms, calculator, options), None

@@ -62,7 +62,9 @@ def run(options: argparse.Namespace) -> int:
     from nnpcalc.optimizer import optimize
 
     structures = read_structures(options)
-    calculator = NNPCalculator(options.model, device=options.device, dtype=options.dtype)
+    calculator = NNPCalculator(
+        options.model, device=options.device, dtype=options.dtype, backend=options.backend
+    )
     status = 0
     if options.opt:
         results = optimize(structures, calculator, fmax=1e-3, steps=1000)
