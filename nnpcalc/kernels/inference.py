@@ -17,21 +17,8 @@ from nnpcalc.kernels import inference_loops as loops
 from nnpcalc.kernels.forms import follow_torch_threads
 from nnpcalc.kernels.nodes import BY_LEFT, BY_RIGHT, FORWARD, product_coefficients, sparse
 from nnpcalc.kernels.table import inference_tables
+from nnpcalc.kernels.workspace import Block, LayerMemory, Pool
 from nnpcalc.models.tensornet import TensorNet
-
-
-def mixed(x: Tensor, weights: Tensor, out: Tensor | None = None) -> Tensor:
-    """Channel mixing of [9, N, F] by one matrix [F, F] for each of I, A and S, from the right."""
-    out = torch.empty_like(x) if out is None else out
-    _, n, channels = x.shape
-    rows = (n, 3 * n, 5 * n)
-    parts = zip(
-        x.view(-1, channels).split(rows), weights.unbind(), out.view(-1, channels).split(rows),
-        strict=True,
-    )  # fmt: skip
-    for part, weight, target in parts:
-        torch.mm(part, weight, out=target)
-    return out
 
 
 class Perceptron:
@@ -92,15 +79,18 @@ class _Layer:
 
     def prefactors(self, attributes: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """g [N] of the product (1 for SO(3), as published) and of the square."""
+        if not attributes.shape[1]:
+            ones = np.ones(attributes.shape[0], self.table.dtype)
+            return ones, ones
         g = self.module.prefactor(attributes).expand(attributes.shape[0], 1, 1).contiguous()
         square = g.view(-1).numpy()
         return (square if self.module.parity else np.ones_like(square)), square
 
 
-def _both_ways(linear: Any) -> tuple[Tensor, Tensor]:
-    """Weights that rows are multiplied with from the right, going forward and back: [3, F, F]."""
+def _both_ways(linear: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Weights that rows are multiplied with from the right, going forward and back: 3 [F, F]."""
     weight = linear.weight.detach()
-    return weight.transpose(1, 2).contiguous(), weight.contiguous()
+    return weight.transpose(1, 2).contiguous().unbind(), weight.contiguous().unbind()
 
 
 def _entries(
@@ -111,119 +101,125 @@ def _entries(
 
 
 class _Pass:
-    """One evaluation: the forward stages keep what their reverse needs.
-
-    x, y and so on are arrays [9, N, F] that torch and numba share.
-    """
+    """One evaluation: the forward stages keep what their reverse needs, in a workspace."""
 
     def __init__(self, network: TensorNetInference, arguments: tuple[Tensor, ...]) -> None:
         pairs, vectors, distances, receiver, sender, attributes = arguments
         self.network = network
         n_pairs, dtype = distances.shape[0], network.table.dtype
-        self.shape = (9, receiver.shape[0], receiver.shape[1])
-        self.vectors = vectors.contiguous()
+        n_atoms, channels = receiver.shape
+        self.memory = network.pool.lend(
+            n_atoms, channels, len(network.layers), network.at_zero.dtype
+        )
+        self.vectors = vectors.contiguous().numpy()
         self.distances = distances.contiguous().numpy()
         w, self.slopes = np.empty((2, n_pairs, 4), dtype)
         self.angular, knot = np.empty((n_pairs, 9), dtype), np.empty(n_pairs, np.int64)
         loops.pair_geometry(
-            self.vectors.numpy(), self.distances, network.grid, knot, w, self.slopes, self.angular
+            self.vectors, self.distances, network.grid, knot, w, self.slopes, self.angular
         )
         i, j = pairs.contiguous().numpy()
-        self.pairs = (np.searchsorted(i, np.arange(receiver.shape[0] + 1)), j, knot, w)
+        self.pairs = (np.searchsorted(i, np.arange(n_atoms + 1)), j, knot, w)
         self.features = (receiver.contiguous(), sender.contiguous())
         self.attributes = attributes
 
-    def new(self) -> Tensor:
-        return torch.empty(self.shape, dtype=self.vectors.dtype)
-
-    def block(self, count: int) -> tuple[tuple[Tensor, ...], np.ndarray]:
-        """Several arrays [9, N, F] at once, for torch and for numba: calls cost as much as loops
-        over a small molecule."""
-        tensor = torch.empty((count, *self.shape), dtype=self.vectors.dtype)
-        return tensor.unbind(), tensor.numpy()
+    def __del__(self) -> None:
+        if hasattr(self, "memory"):
+            self.network.pool.take_back(self.memory)
 
     def forward(self) -> Tensor:
         """Energies of the atoms [N]."""
-        network = self.network
+        network, memory = self.network, self.memory
         receiver, sender = self.features
-        summed = self.new()
-        a, b = receiver.numpy(), sender.numpy()
-        loops.embed_pairs(*self.pairs, network.table, a, b, self.angular, summed.numpy())
-        summed[0] += network.at_zero * (receiver + sender)
-        norms = summed.new_empty(self.shape[1], 3, self.shape[2])
-        loops.part_norms(summed.numpy(), norms.numpy())
+        summed, norms = memory.summed, memory.norms
+        loops.embed_pairs(
+            *self.pairs, network.table, receiver.numpy(), sender.numpy(), self.angular, summed.array
+        )
+        summed.tensor[0].add_(network.at_zero * (receiver + sender))
+        loops.part_norms(summed.array, memory.norms_array)
         scales, self.kept_scales = network.scalars(norms.sum(1))
-        self.scales = scales.view(norms.shape)
-        self.summed, self.mixed = summed, mixed(summed, network.mix)
-        x = self.new()
-        loops.scale_parts(self.mixed.numpy(), self.scales.numpy(), x.numpy())
-        self.steps: list[tuple[Any, ...]] = []
-        for layer in network.layers:
-            x = self.interact(layer, x)
+        self.scales = scales.view(norms.shape).numpy()
+        summed.mix(network.mix, memory.mixed)
+        loops.scale_parts(memory.mixed.array, self.scales, memory.start.array)
+        x = memory.start
+        self.prefactors = [layer.prefactors(self.attributes) for layer in network.layers]
+        for k, layer in enumerate(network.layers):
+            self.interact(layer, memory.layers[k], self.prefactors[k], x)
+            x = memory.layers[k].out
         self.x = x
-        loops.part_norms(x.numpy(), norms.numpy())
-        energies, self.kept_head = network.head(norms.flatten(1))
+        loops.part_norms(x.array, memory.norms_array)
+        energies, self.kept_head = network.head(norms.flatten(1).clone())
         return energies.squeeze(-1)
 
-    def interact(self, layer: _Layer, x: Tensor) -> Tensor:
-        g, g_square = layer.prefactors(self.attributes)
-        inverse, inverse_c = np.empty((2, *self.shape[1:]), layer.table.dtype)
-        (normal, y, _, reacted, change), arrays = self.block(5)
-        normal_array, y_array, message, reacted_array, change_array = arrays
-        out = self.new()
-        loops.normalise(x.numpy(), normal_array, inverse)
-        mixed(normal, layer.before, y)
-        loops.message_pairs(*self.pairs, layer.table, y_array, message)
-        loops.react(*layer.product, y_array, layer.at_zero, g, message, inverse_c, reacted_array)
-        mixed(reacted, layer.after, change)
-        loops.update(*layer.square, normal_array, change_array, g_square, out.numpy())
-        self.steps.append((layer, g, g_square, arrays, inverse, inverse_c))
-        return out
+    def interact(self, layer: _Layer, m: LayerMemory, g: tuple[np.ndarray, ...], x: Block) -> None:
+        """One layer, from its input x to m.out."""
+        g_product, g_square = g
+        loops.normalise(x.array, m.normal.array, m.inverse)
+        m.normal.mix(layer.before, m.y)
+        loops.message_pairs(*self.pairs, layer.table, m.y.array, m.message.array)
+        loops.react(
+            *layer.product, m.y.array, layer.at_zero, g_product, m.message.array,
+            m.inverse_product, m.reacted.array,
+        )  # fmt: skip
+        m.reacted.mix(layer.after, m.change)
+        loops.update(*layer.square, m.normal.array, m.change.array, g_square, m.out.array)
 
     def backward(self, upstream: Tensor) -> Tensor:
         """Derivative of sum(upstream * energies) by the pair vectors [P, 3]."""
-        network = self.network
-        gradient = torch.zeros_like(self.vectors)
+        network, memory = self.network, self.memory
+        gradient = np.zeros_like(self.vectors)
         by_norms = network.head.reverse(upstream.unsqueeze(-1), self.kept_head)
-        g = torch.zeros_like(self.x)
-        loops.part_norms_reverse(
-            self.x.numpy(), by_norms.view(-1, 3, self.shape[2]).numpy(), g.numpy()
-        )
-        for step in reversed(self.steps):
-            g = self.interact_reverse(step, g, gradient)
-        by_mixed, by_scales = self.new(), torch.empty_like(self.scales)
+        g, spare = memory.by_out, memory.by_in
+        g.tensor.zero_()
+        loops.part_norms_reverse(self.x.array, by_norms.view(memory.norms.shape).numpy(), g.array)
+        for k in reversed(range(len(network.layers))):
+            self.interact_reverse(
+                network.layers[k], memory.layers[k], self.prefactors[k], g, spare, gradient
+            )
+            g, spare = spare, g
+        by_scales = np.empty_like(self.scales)
         loops.scale_parts_reverse(
-            self.mixed.numpy(), self.scales.numpy(), g.numpy(), by_mixed.numpy(), by_scales.numpy()
+            memory.mixed.array, self.scales, g.array, memory.by_change.array, by_scales
         )
-        by_norm = network.scalars.reverse(by_scales.flatten(1), self.kept_scales)
-        g = mixed(by_mixed, network.mix_t)
+        by_norm = network.scalars.reverse(torch.from_numpy(by_scales).flatten(1), self.kept_scales)
+        memory.by_change.mix(network.mix_t, spare)
         by_norms = by_norm.unsqueeze(1).expand(-1, 3, -1).contiguous()
-        loops.part_norms_reverse(self.summed.numpy(), by_norms.numpy(), g.numpy())
+        loops.part_norms_reverse(memory.summed.array, by_norms.numpy(), spare.array)
         a, b = (feature.numpy() for feature in self.features)
         loops.embed_pairs_reverse(
             *self.pairs, self.slopes, network.table, a, b, self.angular, self.distances,
-            g.numpy(), gradient.numpy(),
+            spare.array, gradient,
         )  # fmt: skip
-        return gradient
+        return torch.from_numpy(gradient)
 
-    def interact_reverse(self, step: tuple[Any, ...], upstream: Tensor, gradient: Tensor) -> Tensor:
-        """Derivative by the layer's input; that by the pair vectors is added to gradient."""
-        layer, g, g_square, (normal, y, message, reacted, change), inverse, inverse_c = step
-        (by_change, by_reacted, by_y, _), arrays = self.block(4)
-        loops.update_reverse(*layer.square_back, change, g_square, upstream.numpy(), arrays[0])
-        mixed(by_change, layer.after_t, by_reacted)
+    def interact_reverse(
+        self,
+        layer: _Layer,
+        m: LayerMemory,
+        g: tuple[np.ndarray, ...],
+        upstream: Block,
+        by_x: Block,
+        gradient: np.ndarray,
+    ) -> None:
+        """by_x = derivative by the layer's input; that by the pair vectors is added to gradient."""
+        memory, (g_product, g_square) = self.memory, g
+        by_change, by_reacted, by_y = memory.by_change, memory.by_reacted, memory.by_y
+        loops.update_reverse(
+            *layer.square_back, m.change.array, g_square, upstream.array, by_change.array
+        )
+        by_change.mix(layer.after_t, by_reacted)
         loops.react_reverse(
-            *layer.by_left, *layer.by_right, y, message, layer.at_zero, g, reacted, inverse_c,
-            *arrays[1:],
+            *layer.by_left, *layer.by_right, m.y.array, m.message.array, layer.at_zero, g_product,
+            m.reacted.array, m.inverse_product, by_reacted.array, by_y.array,
+            memory.by_message.array,
         )  # fmt: skip
         loops.message_pairs_reverse(
-            *self.pairs, self.slopes, layer.table, y, self.vectors.numpy(), self.distances,
-            arrays[3], arrays[2], gradient.numpy(),
+            *self.pairs, self.slopes, layer.table, m.y.array, self.vectors, self.distances,
+            memory.by_message.array, by_y.array, gradient,
         )  # fmt: skip
-        by_normal = mixed(by_y, layer.before_t, by_change).add_(upstream)  # by_change has served
-        by_x = self.new()
-        loops.normalise_reverse(normal, inverse, by_normal.numpy(), by_x.numpy())
-        return by_x
+        by_y.mix(layer.before_t, by_change)  # which has served
+        by_change.tensor.add_(upstream.tensor)
+        loops.normalise_reverse(m.normal.array, m.inverse, by_change.array, by_x.array)
 
 
 class _Energies(torch.autograd.Function):
@@ -270,6 +266,7 @@ class TensorNetInference(nn.Module):
         self.n_knots = tables[0].shape[0] // 2
         self.step = self.cutoff / (self.n_knots - 1)
         self.grid = np.array((self.step, self.n_knots))
+        self.pool = Pool()
         self.table = tables[0].numpy()
         self.layers = [
             _Layer(layer, table) for layer, table in zip(core.layers, tables[1:], strict=True)

@@ -1,0 +1,127 @@
+"""Memory of an evaluation by hand, shared by torch and numba and kept for the next one.
+
+Fresh arrays cost a page fault for every 4 kB, and a small molecule's views of them more time than
+its arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Bytes up to which memory is kept between evaluations.
+KEPT = 2**28
+
+#: Bytes of a cache line.
+ALIGNMENT = 64
+
+
+def mixed(x: Tensor, weights: Tensor) -> Tensor:
+    """Channel mixing of [9, N, F] by one matrix [F, F] for each of I, A and S, from the right."""
+    out = torch.empty_like(x)
+    for part, weight, target in zip(_parts(x), weights.unbind(), _parts(out), strict=True):
+        torch.mm(part, weight, out=target)
+    return out
+
+
+def _parts(x: Tensor) -> tuple[Tensor, ...]:
+    """The rows of channels of I, A and S: [N, F], [3 N, F] and [5 N, F]."""
+    _, n, channels = x.shape
+    return x.view(-1, channels).split((n, 3 * n, 5 * n))
+
+
+def _aligned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Uninitialised memory from numpy, which asks the system for huge pages where torch does not."""
+    n_bytes = math.prod(shape) * dtype.itemsize
+    raw = np.empty(n_bytes + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return torch.from_numpy(raw[start : start + n_bytes]).view(dtype).view(shape)
+
+
+class Block:
+    """An array [9, N, F] with the views of it that an evaluation needs.
+
+    Attributes:
+        tensor, array: for torch and for numba, on the same memory.
+        parts: see `_parts`.
+    """
+
+    __slots__ = ("array", "parts", "tensor")
+
+    def __init__(self, n_atoms: int, channels: int, dtype: torch.dtype) -> None:
+        self.tensor = _aligned((9, n_atoms, channels), dtype)
+        self.array: np.ndarray = self.tensor.numpy()
+        self.parts = _parts(self.tensor)
+
+    def mix(self, weights: tuple[Tensor, ...], out: Block) -> None:
+        """As `mixed`."""
+        for part, weight, target in zip(self.parts, weights, out.parts, strict=True):
+            torch.mm(part, weight, out=target)
+
+
+class LayerMemory:
+    """What an interaction layer keeps for its reverse, and its output."""
+
+    def __init__(self, n_atoms: int, channels: int, dtype: torch.dtype) -> None:
+        blocks = [Block(n_atoms, channels, dtype) for _ in range(6)]
+        self.normal, self.y, self.message, self.reacted, self.change, self.out = blocks
+        array = blocks[0].array
+        self.inverse, self.inverse_product = np.empty((2, *array.shape[1:]), array.dtype)
+
+
+class Workspace:
+    """All arrays of the size of the atoms' features of one evaluation and its reverse.
+
+    Args:
+        n_atoms, channels, layers: sizes N, F and number of interaction layers.
+        dtype: of the arrays.
+    """
+
+    def __init__(self, n_atoms: int, channels: int, layers: int, dtype: torch.dtype) -> None:
+        self.size = (n_atoms, channels, layers, dtype)
+        size = (n_atoms, channels, dtype)
+        self.summed, self.mixed, self.start = (Block(*size) for _ in range(3))
+        self.layers = [LayerMemory(*size) for _ in range(layers)]
+        # of the reverse: derivatives by what the names say, and by a layer's output and input
+        self.by_change, self.by_reacted, self.by_y, self.by_message = (
+            Block(*size) for _ in range(4)
+        )
+        self.by_out, self.by_in = Block(*size), Block(*size)
+        norms = torch.empty((n_atoms, 3, channels), dtype=dtype)
+        self.norms, self.norms_array = norms, norms.numpy()
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of it all, but for the norms."""
+        return int(self.summed.array.nbytes) * (9 + 6 * len(self.layers))
+
+
+class Pool:
+    """Lends workspaces and keeps the last one that came back."""
+
+    def __init__(self) -> None:
+        self._kept: list[Workspace] = []
+
+    def lend(self, n_atoms: int, channels: int, layers: int, dtype: torch.dtype) -> Workspace:
+        """One of this size that nobody else has."""
+        try:
+            workspace = self._kept.pop()
+        except IndexError:
+            return Workspace(n_atoms, channels, layers, dtype)
+        if workspace.size == (n_atoms, channels, layers, dtype):
+            return workspace
+        return Workspace(n_atoms, channels, layers, dtype)
+
+    def take_back(self, workspace: Workspace) -> None:
+        """Keep it, in the place of another, unless it is large."""
+        if workspace.n_bytes <= KEPT:
+            self._kept[:] = [workspace]
+
+    def __deepcopy__(self, memo: object) -> Pool:
+        return Pool()
+
+    def __reduce__(self) -> tuple[type[Pool], tuple[()]]:
+        return Pool, ()
