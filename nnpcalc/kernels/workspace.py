@@ -34,7 +34,7 @@ def _parts(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _aligned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Uninitialised memory from numpy, which asks the system for huge pages where torch does not."""
+    """Uninitialised memory from numpy, which asks for huge pages where torch does not."""
     n_bytes = math.prod(shape) * dtype.itemsize
     raw = np.empty(n_bytes + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
