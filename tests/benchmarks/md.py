@@ -204,10 +204,13 @@ def timed(loop: Callable[[], Any]) -> Times:
     return time.perf_counter() - clock, time.process_time() - processor, float("nan")
 
 
-def ours(model: Any, atoms: Atoms, replicas: int, integrator: Any) -> Chunk:
-    """`md.run` with its watchdog, from its first frame to its last."""
+def ours(model: Any, atoms: Atoms, replicas: int, integrator: Any, keep: bool = True) -> Chunk:
+    """`md.run` with its watchdog, from its first frame to its last; keep as in `under_ase`."""
     field = Timed(model)
     state = md.run([atoms] * replicas, field, integrator, 0, temperature=KELVIN, seed=1).state
+    begin = state
+    # without forces worth the name atoms fly through each other
+    guard = md.Watchdog() if keep else md.Watchdog(min_distance=None)
 
     def chunk(n: int) -> Times:
         nonlocal state
@@ -216,8 +219,8 @@ def ours(model: Any, atoms: Atoms, replicas: int, integrator: Any) -> Chunk:
         def look(_: md.Frame) -> None:
             seen.append((time.perf_counter(), time.process_time(), field.seconds))
 
-        state = replace(state, step=0)
-        state = md.run(state, field, integrator, n, interval=n, report=look).state
+        state = replace(state if keep else begin, step=0)
+        state = md.run(state, field, integrator, n, interval=n, report=look, watchdog=guard).state
         clock, processor, bare = (b - a for a, b in zip(*seen, strict=True))
         return clock, processor, bare
 
@@ -340,16 +343,25 @@ def contestants(
         system = f"{n} {name}"
         add(system, "md Langevin", ours, model, atoms, n, md.Langevin(0.5, KELVIN, FRICTION))
         add(system, "torch-sim Langevin", under_torch_sim, model, atoms, n)
-        if n > 1:
-            continue
-        add(system, "md NVE", ours, model, atoms, 1, md.NVE(0.5))
-        add(system, "ASE Langevin", under_ase, NNPCalculator(model), atoms, 1, True)
-        add(system, "ASE VelocityVerlet", under_ase, NNPCalculator(model), atoms, 1, False)
-        system = f"1 {name}, network only"
-        add(system, "torchmd-net in ASE", torchmdnet, network, atoms, 1, directory)
-        if (system, "torchmd-net in ASE") in found:
+        alone = f"1 {name}, network only"
+        if n == 1:
+            add(alone, "torchmd-net in ASE", torchmdnet, network, atoms, 1, directory)
+        if (alone, "torchmd-net in ASE") in found:
             integrator = md.Langevin(0.5, KELVIN, FRICTION)
-            add(system, "md Langevin", ours, network, atoms, 1, integrator)
+            add(
+                f"{n} {name}, network only",
+                "md Langevin",
+                ours,
+                network,
+                atoms,
+                n,
+                integrator,
+                False,
+            )
+        if n == 1:
+            add(system, "md NVE", ours, model, atoms, 1, md.NVE(0.5))
+            add(system, "ASE Langevin", under_ase, NNPCalculator(model), atoms, 1, True)
+            add(system, "ASE VelocityVerlet", under_ase, NNPCalculator(model), atoms, 1, False)
     return found
 
 
