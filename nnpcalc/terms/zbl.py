@@ -49,10 +49,17 @@ class ZBL(nn.Module):
         """Energies of the atoms [N] in eV."""
         distances = inputs.distances
         dtype = distances.dtype
+        radii = self.radii.to(dtype).index_select(0, inputs.numbers) * (0.01 * self.reach)
         i, j = inputs.pairs[0], inputs.pairs[1]
-        radii = self.radii.to(dtype) * (0.01 * self.reach)
-        first, second = inputs.numbers[i], inputs.numbers[j]
-        switch_off = radii[first] + radii[second]
+        switch_off = radii.index_select(0, i) + radii.index_select(0, j)
+        if not distances.is_cuda:  # few pairs are so near, mostly none; a GPU would have to wait
+            near = torch.nonzero(distances < switch_off).flatten()
+            distances = distances.index_select(0, near)
+            if near.shape[0] == 0:  # nothing, but a function of the distances
+                return distances.sum() + torch.zeros_like(radii)
+            switch_off = switch_off.index_select(0, near)
+            i, j = i.index_select(0, near), j.index_select(0, near)
+        first, second = inputs.numbers.index_select(0, i), inputs.numbers.index_select(0, j)
         z_i, z_j = first.to(dtype), second.to(dtype)
         x = distances * (z_i.pow(0.23) + z_j.pow(0.23)) / self.length
         screening = (
