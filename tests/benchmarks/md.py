@@ -3,8 +3,9 @@
     python tests/benchmarks/md.py drift [--time 50] [--directory runs] [--systems water] [...]
     python tests/benchmarks/md.py speed [--threads 1] [--replicas 1 8 64] [...]
 
-drift   A molecule of 30 atoms and a periodic box of 192, brought to 300 K, then at constant energy:
-        with a skin of the neighbor list, without, with wrapped positions, and in a batch. The drift
+drift   A molecule of 30 atoms and a periodic box of 192, or ethanol, brought to 300 K, then at
+        constant energy: with a skin of the neighbor list, without, with wrapped positions, and in a
+        batch; on the back end one likes. The drift
         is the slope of a straight line through the total energy of each replica. Every run keeps a
         trajectory and a checkpoint in the directory; the same command goes on where it was stopped,
         and with a longer --time it makes them longer.
@@ -34,6 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
+from ase.build import molecule
 from ase.md.langevin import Langevin as AseLangevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
@@ -82,6 +84,7 @@ class Wrapped:
 SYSTEMS: dict[str, tuple[Callable[[], Atoms], int]] = {
     "molecule": (nonanol, 4),
     "water": (water_box, 2),
+    "ethanol": (lambda: molecule("CH3CH2OH"), 1),
 }
 
 #: Skin in Å, wrapped, and whether all replicas run together.
@@ -141,8 +144,11 @@ def drift(options: argparse.Namespace) -> list[dict[str, Any]]:
                 skin, wrapped, together = VARIANTS[variant]
                 if wrapped and not bool(first.atoms.pbc.any()):
                     continue
-                field: Any = ModelForceField(options.model, dtype=dtype, skin=skin)
+                field: Any = ModelForceField(
+                    options.model, dtype=dtype, skin=skin, backend=options.backend
+                )
                 name = f"{system}-{variant.replace(' ', '-')}-{dtype}"
+                name += "" if options.backend == "auto" else f"-{options.backend}"
                 path = options.directory / f"{name}.h5"
                 try:
                     md.run(
@@ -413,8 +419,9 @@ def main() -> None:
     runs.add_argument("--timestep", type=float, default=0.5, help="fs")
     runs.add_argument("--equilibration", type=float, default=2.0, help="ps at 300 K before")
     runs.add_argument("--directory", type=Path, default=Path("md_drift"))
-    runs.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
+    runs.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=["molecule", "water"])
     runs.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    runs.add_argument("--backend", default="auto", choices=["auto", "eager", "fused"])
     runs.add_argument("--dtypes", nargs="+", default=["float64", "float32"])
     loops = parser.add_argument_group("speed")
     loops.add_argument("--replicas", type=int, nargs="+", default=[1, 8, 64])
