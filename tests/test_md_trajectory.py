@@ -108,7 +108,7 @@ def test_hdf5_is_valid_at_every_moment(tmp_path: Path) -> None:
             assert file["positions"].shape == (5, 10, 3) and file.attrs["format"]
 
     md.run(
-        [cluster(4), cluster(6)], LennardJones(), md.NVE(4.0), 40, temperature=40.0,
+        [cluster(4), cluster(6)], LennardJones(), md.NVE(4.0), 40, temperature=40.0, seed=3,
         trajectory=path, interval=10, report=look,
     )  # fmt: skip
     assert seen == [1, 2, 3, 4, 5]
