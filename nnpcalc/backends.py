@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from nnpcalc.batch import AtomsBatch
 from nnpcalc.committee import Committee, CommitteeError
+from nnpcalc.kernels.table import TableError
 from nnpcalc.neighbors import NeighborList
 from nnpcalc.potential import Potential, inputs
 from nnpcalc.torchscript import TorchScriptPotential, torchscript_bytes, torchscript_from_bytes
@@ -151,16 +152,18 @@ def prepare(
         )
     potential.requires_grad_(False)  # forces need no gradient of a parameter
     name, reason = _choose(potential, backend, place)
+    try:
+        program = _program(potential, name, place, kind)
+    except TableError as error:
+        if backend == "fused":
+            raise BackendError(f"backend='fused' cannot run: {error}; use 'eager'") from error
+        name, reason, program = "eager", str(error), potential
     record = Backend(name, backend, reason, str(place), str(kind).removeprefix("torch."))
-    return Engine(potential, _program(potential, name, place, kind), record)
+    return Engine(potential, program, record)
 
 
 def _committee(models: Sequence[Model], **options: Any) -> Engine:
-    """Engines of all members as one; a model listed twice is an error."""
-    names = [os.fspath(model) for model in models if not isinstance(model, Potential)]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise CommitteeError(f"{twice[0]!r} is listed twice: it would always agree with itself")
+    """Engines of all members as one."""
     engines = [prepare(model, **options) for model in models]
     potentials = [engine.potential for engine in engines]
     whole = Committee(potentials)

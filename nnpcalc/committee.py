@@ -39,7 +39,8 @@ class Committee(nn.Module):
         card: what all members' cards say together; states and elements that all of them know.
 
     Raises:
-        CommitteeError: fewer than two members, or members of different cutoffs or labels.
+        CommitteeError: fewer than two members, one of them twice, or members of different cutoffs
+            or labels.
     """
 
     def __init__(self, members: Sequence[nn.Module], potentials: Sequence[Any] = ()) -> None:
@@ -52,6 +53,12 @@ class Committee(nn.Module):
             values = [getattr(p, name, p.cutoff) for p in known]
             if len(set(values)) > 1:
                 raise CommitteeError(f"{meaning} of a committee's members differ: {values} Å")
+        for k, potential in enumerate(known):
+            if any(_same_parameters(potential, other) for other in known[:k]):
+                raise CommitteeError(
+                    f"member {k} of the committee is listed twice: it has the parameters of an "
+                    "earlier one and would always agree with it"
+                )
         self.cutoff: float = known[0].cutoff
         self.core_cutoff: float = getattr(known[0], "core_cutoff", self.cutoff)
         self.full_periodicity = any(p.full_periodicity for p in known)
@@ -88,6 +95,12 @@ class Committee(nn.Module):
         """Mean of the members' second derivatives [3N, 3N], eV/Å^2."""
         members: list[Any] = list(self.members)
         return torch.stack([member.hessian(batch) for member in members]).mean(0)
+
+
+def _same_parameters(first: nn.Module, second: nn.Module) -> bool:
+    """Whether two models are one, whatever the names and paths they were loaded by."""
+    a, b = first.state_dict(), second.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def common_card(members: Sequence[Any]) -> dict[str, Any]:

@@ -288,7 +288,7 @@ def evaluate_in_chunks(
         try:
             neighbors = neighbor_list(part, engine.potential.cutoff)
             output = engine.run(part, neighbors, forces=forces, stress=stress)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
             if end - begin == 1:
@@ -365,8 +365,9 @@ def _slice(batch: AtomsBatch, begin: int, end: int, offsets: list[int]) -> Atoms
 
 
 def _out_of_memory(error: Exception) -> bool:
-    # the CPU's allocator has no exception of its own
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    # torch's allocator on the CPU has no exception of its own; numpy's is a MemoryError
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def _with_place(

@@ -71,6 +71,36 @@ def test_fused_where_it_cannot_run_is_an_error() -> None:
         prepare(Potential(Other()), backend="fused")
 
 
+def test_what_no_table_represents_runs_eagerly() -> None:
+    potential = make_potential()
+    with torch.no_grad():
+        for parameter in potential.core.layers[0].parameters():
+            parameter.mul_(1e3)
+    engine = prepare(potential, dtype="float64")
+    assert engine.backend.name == "eager"
+    assert engine.backend.reason.startswith("the radial functions are too steep for tables")
+    with pytest.raises(BackendError, match="cannot run: the radial functions are too steep"):
+        prepare(potential, dtype="float64", backend="fused")
+    with torch.no_grad():
+        for parameter in potential.core.layers[0].parameters():
+            parameter.fill_(torch.nan)
+    assert "are not finite" in prepare(potential).backend.reason
+
+
+def test_a_layer_that_is_zero_has_a_table() -> None:
+    potential = make_potential()
+    with torch.no_grad():
+        for parameter in potential.core.layers[0].parameters():
+            parameter.zero_()
+    batch = AtomsBatch.from_atoms(molecule("H2O"), dtype=torch.float64)
+    neighbors = neighbor_list(batch, potential.cutoff)
+    found = []
+    for name in ("fused", "eager"):
+        engine = prepare(potential, dtype="float64", backend=name)
+        found.append(engine.run(batch, neighbors, forces=True, stress=False)["forces"])
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)
+
+
 def test_torchscript_files_stay_torchscript(small_model: Path) -> None:
     file = small_model / "model.pt"
     backend = prepare(file, trust=True).backend

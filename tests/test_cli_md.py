@@ -192,6 +192,9 @@ def test_a_committee_and_its_limit(
     assert "the forces are uncertain by" in "".join(capsys.readouterr())
     assert main(command(ethanol, "--steps", "5", "--max-uncertainty", "1")) == 2
     assert "give --model twice" in capsys.readouterr().err
+    assert main(command(ethanol, "--steps", "5", "--max-uncertainty", "none")) == 0
+    assert main([*both, "--max-uncertainty", "nan"]) == 2
+    assert "max_uncertainty must be positive (eV/Å), not nan" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,8 @@ def test_other_misuse(members):
         NNPCalculator([members[0], member(6, cutoff=4.5)])
     with pytest.raises(CommitteeError, match="listed twice"):
         NNPCalculator(["tensornet-spice", "tensornet-spice"])
+    with pytest.raises(CommitteeError, match="member 3 of the committee is listed twice"):
+        NNPCalculator([*members, members[0]])
 
 
 def test_dynamics_know_the_uncertainty(members):

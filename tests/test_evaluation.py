@@ -135,27 +135,37 @@ def test_errors_name_the_place_in_the_list(calc: NNPCalculator) -> None:
         calc.evaluate([good, Atoms("He")])
 
 
-def out_of_memory(calc: NNPCalculator, monkeypatch: pytest.MonkeyPatch, limit: int) -> list[int]:
-    """Let passes of more than `limit` atoms fail as a device does; the sizes tried."""
+def out_of_memory(
+    calc: NNPCalculator, monkeypatch: pytest.MonkeyPatch, limit: int, error: Exception
+) -> list[int]:
+    """Let passes of more than `limit` atoms fail; the sizes tried."""
     tried: list[int] = []
     run = type(calc._engine).run
 
     def limited(self: Any, batch: Any, *arguments: Any, **keywords: Any) -> Any:
         tried.append(batch.n_atoms)
         if batch.n_atoms > limit:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+            raise error
         return run(self, batch, *arguments, **keywords)
 
     monkeypatch.setattr(type(calc._engine), "run", limited)
     return tried
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+        MemoryError("Unable to allocate 59.3 MiB for an array"),  # numpy's
+    ],
+)
 def test_passes_are_halved_when_memory_runs_out(
-    calc: NNPCalculator, monkeypatch: pytest.MonkeyPatch
+    calc: NNPCalculator, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     structures = [molecule(name) for name in ("H2O", "CH4", "NH3", "CO", "N2", "HCN", "C2H2")]
     expected = [result.energy for result in calc.evaluate(structures)]
-    tried = out_of_memory(calc, monkeypatch, 8)
+    tried = out_of_memory(calc, monkeypatch, 8, error)
     found = [result.energy for result in calc.evaluate(structures)]
     np.testing.assert_allclose(found, expected, atol=1e-9)
     assert tried[0] == sum(len(atoms) for atoms in structures)

@@ -9,7 +9,7 @@ from nnpcalc.batch import AtomsBatch
 from nnpcalc.kernels.inference import TensorNetInference
 from nnpcalc.models.tensornet import TensorNet, TensorNetConfig
 from nnpcalc.neighbors import neighbor_list
-from nnpcalc.potential import Potential
+from nnpcalc.potential import Potential, inputs
 from nnpcalc.terms import ZBL
 
 TABLE_ERROR = 1e-7  # of energies (eV) and forces (eV/Å) of order 1 with 2048 knots
@@ -97,3 +97,15 @@ def test_an_atom_alone_and_no_pair_at_all():
     eager, fast = (Potential(c).evaluate(batch) for c in (core, TensorNetInference(core)))
     torch.testing.assert_close(fast.energies, eager.energies, rtol=0, atol=TABLE_ERROR)
     assert torch.equal(fast.forces, torch.zeros(2, 3, dtype=torch.float64))
+
+
+def test_memory_from_inference_mode_serves_outside_of_it():
+    """The arrays of one evaluation are kept for the next, which may need gradients."""
+    potential = Potential(TensorNetInference(make_core()))
+    batch = AtomsBatch.from_atoms(molecule("H2O"))
+    with torch.inference_mode():
+        neighbors = neighbor_list(batch, potential.cutoff)
+        first = potential(*inputs(batch, neighbors), compute_forces=False, compute_stress=False)
+    second = potential.evaluate(batch)
+    assert torch.equal(first["energy"], second.energy)
+    assert torch.equal(second.forces, potential.evaluate(batch).forces)

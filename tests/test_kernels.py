@@ -120,7 +120,7 @@ def test_functions_too_steep_for_a_table_are_refused():
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.mul_(1e3)
-    with pytest.raises(ValueError, match=r"too steep for tables.*use backend='eager'"):
+    with pytest.raises(ValueError, match="too steep for tables"):
         inference_tables([layer], 4.5, torch.float64)
 
 

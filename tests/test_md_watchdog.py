@@ -196,5 +196,7 @@ def test_a_bond_that_forms() -> None:
 def test_bad_limits() -> None:
     with pytest.raises(ValueError, match="max_force must be positive"):
         md.Watchdog(max_force=0.0)
+    with pytest.raises(ValueError, match="max_uncertainty must be positive"):
+        md.Watchdog(max_uncertainty=float("nan"))
     with pytest.raises(ValueError, match="interval must be 1"):
         md.Watchdog(interval=0)

@@ -181,7 +181,8 @@ def run(options: argparse.Namespace) -> int:
     files = _files(options)
     integrator, watchdog = _integrator(options), _watchdog(options)
     structures = _structures(options)
-    if hasattr(options, "max_uncertainty") and not isinstance(options.model, list):
+    limit = getattr(options, "max_uncertainty", None)
+    if limit is not None and not isinstance(options.model, list):
         raise ValueError("--max-uncertainty is for committees: give --model twice or more")
     force_field = md.ModelForceField(
         options.model, device=options.device, dtype=options.dtype, backend=options.backend

@@ -107,13 +107,16 @@ class Pool:
 
     def lend(self, n_atoms: int, channels: int, layers: int, dtype: torch.dtype) -> Workspace:
         """One of this size that nobody else has."""
+        size = (n_atoms, channels, layers, dtype)
         try:
             workspace = self._kept.pop()
         except IndexError:
-            return Workspace(n_atoms, channels, layers, dtype)
-        if workspace.size == (n_atoms, channels, layers, dtype):
-            return workspace
-        return Workspace(n_atoms, channels, layers, dtype)
+            pass
+        else:
+            if workspace.size == size:
+                return workspace
+        with torch.inference_mode(False):  # it will be written into outside of that mode
+            return Workspace(*size)
 
     def take_back(self, workspace: Workspace) -> None:
         """Keep it, in the place of another, unless it is large."""

@@ -102,8 +102,13 @@ class Watchdog:
     interval: int = 100
 
     def __post_init__(self) -> None:
-        if not self.max_force > 0:
-            raise ValueError(f"max_force must be positive (eV/Å), not {self.max_force!r}")
+        for name, unit in (
+            ("max_force", "eV/Å"), ("max_temperature", "K"), ("max_energy_jump", "eV per atom"),
+            ("min_distance", "sums of covalent radii"), ("max_uncertainty", "eV/Å"),
+        ):  # fmt: skip
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                raise ValueError(f"{name} must be positive ({unit}), not {limit!r}")
         if type(self.interval) is not int or self.interval < 1:
             raise ValueError(f"the watchdog's interval must be 1 or more, not {self.interval!r}")
 
