@@ -42,6 +42,7 @@ def make_batch() -> AtomsBatch:
          "attribute_weights": (0.3, 0.4)},
         {"layers": 3, "state_embedding": ("charge", "unpaired_electrons")},
         {"equivariance": "SO(3)", "attribute_weights": (0.5,)},
+        {"channels": 22, "layers": 1},  # one register of them and a part of another
     ],
 )  # fmt: skip
 def test_equals_eager(options):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from nnpcalc.kernels import inference_loops as loops
+from nnpcalc.kernels import inference_pairs as walks
 from nnpcalc.kernels.forms import follow_torch_threads
-from nnpcalc.kernels.nodes import BY_LEFT, BY_RIGHT, FORWARD, product_coefficients, sparse
 from nnpcalc.kernels.table import inference_tables
 from nnpcalc.kernels.workspace import Block, LayerMemory, Pool
 from nnpcalc.models.tensornet import TensorNet
@@ -63,24 +63,17 @@ class _Layer:
 
     def __init__(self, layer: Any, table: Tensor) -> None:
         self.module = layer
-        self.table = table.numpy()
-        dtype = self.table.dtype
+        self.table = walks.table_blocks(table.numpy())
+        self.dtype = self.table.dtype
         self.before, self.before_t = _both_ways(layer.mix_before)
         self.after, self.after_t = _both_ways(layer.mix_after)
         self.at_zero = layer.at_zero(table[None, :1]).detach()[0].numpy()
-        square = product_coefficients(symmetric=True)
-        product = square if layer.parity else product_coefficients(symmetric=False)
-        self.product, self.by_left, self.by_right = (
-            _entries(product, axes, dtype) for axes in (FORWARD, BY_LEFT, BY_RIGHT)
-        )
-        self.square, self.square_back = (
-            _entries(square, axes, dtype) for axes in (FORWARD, BY_LEFT)
-        )
+        self.symmetric = np.array([bool(layer.parity)])
 
     def prefactors(self, attributes: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """g [N] of the product (1 for SO(3), as published) and of the square."""
         if not attributes.shape[1]:
-            ones = np.ones(attributes.shape[0], self.table.dtype)
+            ones = np.ones(attributes.shape[0], self.dtype)
             return ones, ones
         g = self.module.prefactor(attributes).expand(attributes.shape[0], 1, 1).contiguous()
         square = g.view(-1).numpy()
@@ -93,13 +86,6 @@ def _both_ways(linear: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     return weight.transpose(1, 2).contiguous().unbind(), weight.contiguous().unbind()
 
 
-def _entries(
-    coefficients: Tensor, axes: tuple[int, int, int], dtype: np.dtype
-) -> tuple[np.ndarray, np.ndarray]:
-    entries, values = sparse(coefficients, axes)
-    return entries, values.astype(dtype)
-
-
 class _Pass:
     """One evaluation: the forward stages keep what their reverse needs, in a workspace."""
 
@@ -108,14 +94,12 @@ class _Pass:
         self.network = network
         n_pairs, dtype = distances.shape[0], network.table.dtype
         n_atoms, channels = receiver.shape
-        self.memory = network.pool.lend(
-            n_atoms, channels, len(network.layers), network.at_zero.dtype
-        )
+        self.memory = network.pool.lend(n_atoms, channels, len(network.layers), dtype)
         self.vectors = vectors.contiguous().numpy()
         self.distances = distances.contiguous().numpy()
         w, self.slopes = np.empty((2, n_pairs, 4), dtype)
         self.angular, knot = np.empty((n_pairs, 9), dtype), np.empty(n_pairs, np.int64)
-        loops.pair_geometry(
+        walks.pair_geometry(
             self.vectors, self.distances, network.grid, knot, w, self.slopes, self.angular
         )
         i, j = pairs.contiguous().numpy()
@@ -132,7 +116,7 @@ class _Pass:
         network, memory = self.network, self.memory
         receiver, sender = self.features
         summed, norms = memory.summed, memory.norms
-        loops.embed_pairs(
+        walks.embed_pairs(
             *self.pairs, network.table, receiver.numpy(), sender.numpy(), self.angular, summed.array
         )
         summed.tensor[0].add_(network.at_zero * (receiver + sender))
@@ -156,26 +140,29 @@ class _Pass:
         g_product, g_square = g
         loops.normalise(x.array, m.normal.array, m.inverse)
         m.normal.mix(layer.before, m.y)
-        loops.message_pairs(*self.pairs, layer.table, m.y.array, m.message.array)
+        walks.to_blocks(m.y.array, m.gathered_y)
+        walks.message_pairs(*self.pairs, layer.table, m.gathered_y, m.message.array)
         loops.react(
-            *layer.product, m.y.array, layer.at_zero, g_product, m.message.array,
+            m.y.array, layer.at_zero, g_product, layer.symmetric, m.message.array,
             m.inverse_product, m.reacted.array,
         )  # fmt: skip
         m.reacted.mix(layer.after, m.change)
-        loops.update(*layer.square, m.normal.array, m.change.array, g_square, m.out.array)
+        loops.update(m.normal.array, m.change.array, g_square, m.out.array)
 
     def backward(self, upstream: Tensor) -> Tensor:
         """Derivative of sum(upstream * energies) by the pair vectors [P, 3]."""
         network, memory = self.network, self.memory
         gradient = np.zeros_like(self.vectors)
+        by_distance = np.empty((network.table.shape[0], len(gradient)), gradient.dtype)
         by_norms = network.head.reverse(upstream.unsqueeze(-1), self.kept_head)
         g, spare = memory.by_out, memory.by_in
         g.tensor.zero_()
         loops.part_norms_reverse(self.x.array, by_norms.view(memory.norms.shape).numpy(), g.array)
         for k in reversed(range(len(network.layers))):
             self.interact_reverse(
-                network.layers[k], memory.layers[k], self.prefactors[k], g, spare, gradient
-            )
+                network.layers[k], memory.layers[k], self.prefactors[k], g, spare, by_distance,
+                gradient,
+            )  # fmt: skip
             g, spare = spare, g
         by_scales = np.empty_like(self.scales)
         loops.scale_parts_reverse(
@@ -185,10 +172,11 @@ class _Pass:
         memory.by_change.mix(network.mix_t, spare)
         by_norms = by_norm.unsqueeze(1).expand(-1, 3, -1).contiguous()
         loops.part_norms_reverse(memory.summed.array, by_norms.numpy(), spare.array)
+        walks.to_blocks(spare.array, memory.gathered)
         a, b = (feature.numpy() for feature in self.features)
-        loops.embed_pairs_reverse(
+        walks.embed_pairs_reverse(
             *self.pairs, self.slopes, network.table, a, b, self.angular, self.distances,
-            spare.array, gradient,
+            memory.gathered, gradient,
         )  # fmt: skip
         return torch.from_numpy(gradient)
 
@@ -199,24 +187,28 @@ class _Pass:
         g: tuple[np.ndarray, ...],
         upstream: Block,
         by_x: Block,
+        by_distance: np.ndarray,
         gradient: np.ndarray,
     ) -> None:
-        """by_x = derivative by the layer's input; that by the pair vectors is added to gradient."""
+        """by_x = derivative by the layer's input; that by the pair vectors is added to gradient.
+
+        by_distance [B, P] is room for the loops.
+        """
         memory, (g_product, g_square) = self.memory, g
         by_change, by_reacted, by_y = memory.by_change, memory.by_reacted, memory.by_y
-        loops.update_reverse(
-            *layer.square_back, m.change.array, g_square, upstream.array, by_change.array
-        )
+        loops.update_reverse(m.change.array, g_square, upstream.array, by_change.array)
         by_change.mix(layer.after_t, by_reacted)
         loops.react_reverse(
-            *layer.by_left, *layer.by_right, m.y.array, m.message.array, layer.at_zero, g_product,
+            m.y.array, m.message.array, layer.at_zero, g_product, layer.symmetric,
             m.reacted.array, m.inverse_product, by_reacted.array, by_y.array,
             memory.by_message.array,
         )  # fmt: skip
-        loops.message_pairs_reverse(
-            *self.pairs, self.slopes, layer.table, m.y.array, self.vectors, self.distances,
-            memory.by_message.array, by_y.array, gradient,
+        walks.to_blocks(memory.by_message.array, memory.gathered)
+        walks.message_pairs_reverse(
+            *self.pairs, self.slopes, layer.table, m.gathered_y, memory.gathered, by_y.array,
+            by_distance,
         )  # fmt: skip
+        walks.add_along(by_distance, self.vectors, self.distances, gradient)
         by_y.mix(layer.before_t, by_change)  # which has served
         by_change.tensor.add_(upstream.tensor)
         loops.normalise_reverse(m.normal.array, m.inverse, by_change.array, by_x.array)
@@ -267,7 +259,7 @@ class TensorNetInference(nn.Module):
         self.step = self.cutoff / (self.n_knots - 1)
         self.grid = np.array((self.step, self.n_knots))
         self.pool = Pool()
-        self.table = tables[0].numpy()
+        self.table = walks.table_blocks(tables[0].numpy())
         self.layers = [
             _Layer(layer, table) for layer, table in zip(core.layers, tables[1:], strict=True)
         ]

@@ -19,6 +19,9 @@ NEAREST = 0.3
 
 MOST_KNOTS = 16384
 
+#: Tables grow by multiples of this. The smaller they are, the more of them the cache holds.
+MORE_KNOTS = 128
+
 
 class TableError(ValueError):
     """Radial functions that no table of a reasonable size represents well enough."""
@@ -118,7 +121,7 @@ def inference_tables(
         stages: modules with a method ``radial_functions``, distances [K] -> [K, 3, F].
         cutoff: Å, the last knot.
         dtype: of the tables.
-        n_knots: None takes the smallest power of two, from 256, that is enough for all stages.
+        n_knots: None takes a multiple of `MORE_KNOTS` that is just enough for all stages.
 
     Returns:
         [2 K, 3 F] for each stage, without a graph.
@@ -129,7 +132,7 @@ def inference_tables(
     functions = [copy.deepcopy(stage).double().radial_functions for stage in stages]
     device = next(stages[0].parameters()).device
     allowed = torch.tensor(TOLERANCES[dtype], dtype=torch.float64, device=device)
-    size = n_knots or 256
+    size = n_knots or 2 * MORE_KNOTS
     while True:
         step = cutoff / (size - 1)
         knots = torch.arange(size, dtype=torch.float64, device=device) * step
@@ -143,8 +146,8 @@ def inference_tables(
         if float(excess.max()) <= 1.0:
             return [table.to(dtype) for table in tables]
         # errors of values fall with the fourth power of the step, those of slopes with the third
-        doublings = excess.log2() / torch.tensor([4.0, 3.0]).to(excess)
-        size *= 2 ** max(1, math.ceil(float(doublings.max()) - 0.05))
+        growth = float((excess ** torch.tensor([0.25, 1.0 / 3.0]).to(excess)).max())
+        size = max(size + MORE_KNOTS, MORE_KNOTS * math.ceil(size * growth / MORE_KNOTS))
         if size > MOST_KNOTS:
             raise TableError(
                 f"the radial functions are too steep for tables: {size} knots would be needed "

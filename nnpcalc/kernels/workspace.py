@@ -7,10 +7,13 @@ its arithmetic.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from nnpcalc.kernels.simd import blocks
 
 #: Bytes up to which memory is kept between evaluations.
 KEPT = 2**28
@@ -33,12 +36,12 @@ def _parts(x: Tensor) -> tuple[Tensor, ...]:
     return x.view(-1, channels).split((n, 3 * n, 5 * n))
 
 
-def _aligned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Uninitialised memory from numpy, which asks for huge pages where torch does not."""
-    n_bytes = math.prod(shape) * dtype.itemsize
+    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.empty(n_bytes + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
-    return torch.from_numpy(raw[start : start + n_bytes]).view(dtype).view(shape)
+    return raw[start : start + n_bytes].view(dtype).reshape(shape)
 
 
 class Block:
@@ -51,9 +54,9 @@ class Block:
 
     __slots__ = ("array", "parts", "tensor")
 
-    def __init__(self, n_atoms: int, channels: int, dtype: torch.dtype) -> None:
-        self.tensor = _aligned((9, n_atoms, channels), dtype)
-        self.array: np.ndarray = self.tensor.numpy()
+    def __init__(self, n_atoms: int, channels: int, dtype: np.dtype) -> None:
+        self.array = aligned((9, n_atoms, channels), dtype)
+        self.tensor = torch.from_numpy(self.array)
         self.parts = _parts(self.tensor)
 
     def mix(self, weights: tuple[Tensor, ...], out: Block) -> None:
@@ -62,14 +65,22 @@ class Block:
             torch.mm(part, weight, out=target)
 
 
+def gathered(n_atoms: int, channels: int, dtype: np.dtype) -> np.ndarray:
+    """An array of features as `nnpcalc.kernels.inference_pairs` gathers them: [B, N, 9, L]."""
+    n_blocks, lanes = blocks(channels, dtype)
+    return aligned((n_blocks, n_atoms, 9, lanes), dtype)
+
+
 class LayerMemory:
     """What an interaction layer keeps for its reverse, and its output."""
 
-    def __init__(self, n_atoms: int, channels: int, dtype: torch.dtype) -> None:
-        blocks = [Block(n_atoms, channels, dtype) for _ in range(6)]
-        self.normal, self.y, self.message, self.reacted, self.change, self.out = blocks
-        array = blocks[0].array
-        self.inverse, self.inverse_product = np.empty((2, *array.shape[1:]), array.dtype)
+    def __init__(self, n_atoms: int, channels: int, dtype: np.dtype) -> None:
+        size = (n_atoms, channels, dtype)
+        self.normal, self.y, self.message, self.reacted, self.change, self.out = (
+            Block(*size) for _ in range(6)
+        )
+        self.gathered_y = gathered(*size)
+        self.inverse, self.inverse_product = np.empty((2, n_atoms, channels), dtype)
 
 
 class Workspace:
@@ -80,7 +91,7 @@ class Workspace:
         dtype: of the arrays.
     """
 
-    def __init__(self, n_atoms: int, channels: int, layers: int, dtype: torch.dtype) -> None:
+    def __init__(self, n_atoms: int, channels: int, layers: int, dtype: np.dtype) -> None:
         self.size = (n_atoms, channels, layers, dtype)
         size = (n_atoms, channels, dtype)
         self.summed, self.mixed, self.start = (Block(*size) for _ in range(3))
@@ -90,13 +101,14 @@ class Workspace:
             Block(*size) for _ in range(4)
         )
         self.by_out, self.by_in = Block(*size), Block(*size)
-        norms = torch.empty((n_atoms, 3, channels), dtype=dtype)
-        self.norms, self.norms_array = norms, norms.numpy()
+        self.gathered = gathered(*size)
+        self.norms_array = np.empty((n_atoms, 3, channels), dtype)
+        self.norms = torch.from_numpy(self.norms_array)
 
     @property
     def n_bytes(self) -> int:
         """Memory of it all, but for the norms."""
-        return int(self.summed.array.nbytes) * (9 + 6 * len(self.layers))
+        return int(self.summed.array.nbytes) * (10 + 7 * len(self.layers))
 
 
 class Pool:
@@ -105,7 +117,7 @@ class Pool:
     def __init__(self) -> None:
         self._kept: list[Workspace] = []
 
-    def lend(self, n_atoms: int, channels: int, layers: int, dtype: torch.dtype) -> Workspace:
+    def lend(self, n_atoms: int, channels: int, layers: int, dtype: np.dtype) -> Workspace:
         """One of this size that nobody else has."""
         size = (n_atoms, channels, layers, dtype)
         try:

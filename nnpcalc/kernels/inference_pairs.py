@@ -1,0 +1,296 @@
+"""Numba loops over the pairs of TensorNet's inference, and their reverses.
+
+Pairs are a full list sorted by receiver: since (i, j) and (j, i) have one distance and one radial
+function r, the reverse of a sum over neighbours is a walk over the same neighbours.
+
+What a walk gathers at random, features of neighbours and rows of tables, lies in blocks of the
+channels of one register (`nnpcalc.kernels.simd`). Block after block is walked through whole, so
+that what belongs to it stays in the cache and the sums over neighbours in registers. L channels are
+a block, B blocks are enough for F channels, and the last is filled up with zeros.
+
+Shapes: pointer [N + 1] (first pair of each atom), j and knot [P], w and dw [P, 4] (weights of four
+table rows for a radial function and for its derivative by the distance), tables [B, 2 K, 3, L] (see
+`table_blocks`), features [9, N, F] or in blocks [B, N, 9, L] (see `to_blocks`), with the components
+of `nnpcalc.models.tensornet`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from nnpcalc.kernels.cpu import compiled
+from nnpcalc.kernels.simd import (
+    blocks,
+    item,
+    load,
+    load_part,
+    store,
+    store_part,
+    total,
+    zeros,
+)
+from nnpcalc.kernels.workspace import aligned
+
+_inline: dict[str, Any] = {"fastmath": True, "inline": "always"}
+
+
+def table_blocks(table: np.ndarray) -> np.ndarray:
+    """A table [2 K, 3 F] in blocks of channels [B, 2 K, 3, L]."""
+    rows, channels = table.shape[0], table.shape[1] // 3
+    n_blocks, lanes = blocks(channels, table.dtype)
+    filled = np.zeros((rows, 3, n_blocks * lanes), table.dtype)
+    filled[:, :, :channels] = table.reshape(rows, 3, channels)
+    out = aligned((n_blocks, rows, 3, lanes), table.dtype)
+    out[:] = filled.reshape(rows, 3, n_blocks, lanes).transpose(2, 0, 1, 3)
+    return out
+
+
+@compiled
+def pair_geometry(vectors, distances, grid, knot, w, dw, angular):
+    """What the pairs' vectors say, once for all stages; grid: step (Å) and number of knots.
+
+    knot, w and dw as in `hermite_weights` and `hermite_slopes`, angular [P, 9] as `pair_tensors`.
+    """
+    step, last = grid[0], int(grid[1]) - 2
+    for p in prange(distances.size):
+        scaled = distances[p] / step
+        interval = min(int(scaled), last)
+        t = scaled - interval
+        s = 1.0 - t
+        knot[p] = interval
+        w[p, 0], w[p, 1] = (1.0 + 2.0 * t) * s * s, t * s * s
+        w[p, 2], w[p, 3] = t * t * (3.0 - 2.0 * t), -t * t * s
+        steep = 6.0 * t * s / step
+        dw[p, 0], dw[p, 1] = -steep, s * (s - 2.0 * t) / step
+        dw[p, 2], dw[p, 3] = steep, t * (t - 2.0 * s) / step
+        inverse = -1.0 / distances[p]
+        ux, uy, uz = vectors[p, 0] * inverse, vectors[p, 1] * inverse, vectors[p, 2] * inverse
+        third = 1.0 / 3.0
+        angular[p, 0] = 1.0
+        angular[p, 1], angular[p, 2], angular[p, 3] = ux, uy, uz
+        angular[p, 4], angular[p, 5], angular[p, 6] = ux * ux - third, ux * uy, ux * uz
+        angular[p, 7], angular[p, 8] = uy * uy - third, uy * uz
+
+
+@compiled
+def to_blocks(x, out):
+    """out [B, N, 9, L] = x [9, N, F], with zeros after the last channel."""
+    n_blocks, n_atoms, _, lanes = out.shape
+    for n in prange(n_atoms):
+        for b in range(n_blocks):
+            f = b * lanes
+            for c in range(9):
+                store(load_part(x, (c, n, f), x.shape[2] - f), out, (b, n, c, 0))
+
+
+@njit(**_inline)
+def _weights(w, p):
+    return item(w, (p, 0)), item(w, (p, 1)), item(w, (p, 2)), item(w, (p, 3))
+
+
+@njit(**_inline)
+def _radial(weights, table, b, row, part):
+    """A vector of the radial functions of a part: four table rows from ``row`` on, weighted."""
+    w0, w1, w2, w3 = weights
+    return (
+        w0 * load(table, (b, row, part, 0))
+        + w1 * load(table, (b, row + 1, part, 0))
+        + w2 * load(table, (b, row + 2, part, 0))
+        + w3 * load(table, (b, row + 3, part, 0))
+    )
+
+
+@compiled
+def embed_pairs(pointer, j, knot, w, table, a, b, angular, out):
+    """out[c, i] = sum_p r_p[l(c)] (a_i + b_j) angular[p, c], with a and b [N, F]."""
+    n_blocks, _, _, lanes = table.shape
+    n_atoms, channels = a.shape
+    for task in prange(n_blocks * n_atoms):
+        block, n = task // n_atoms, task % n_atoms
+        f = block * lanes
+        left = channels - f
+        own = load_part(a, (n, f), left)
+        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = zeros(a)
+        for p in range(item(pointer, n), item(pointer, n + 1)):
+            weights, row = _weights(w, p), 2 * item(knot, p)
+            z = own + load_part(b, (item(j, p), f), left)
+            s0 += z * _radial(weights, table, block, row, 0)
+            r = z * _radial(weights, table, block, row, 1)
+            s1 += item(angular, (p, 1)) * r
+            s2 += item(angular, (p, 2)) * r
+            s3 += item(angular, (p, 3)) * r
+            r = z * _radial(weights, table, block, row, 2)
+            s4 += item(angular, (p, 4)) * r
+            s5 += item(angular, (p, 5)) * r
+            s6 += item(angular, (p, 6)) * r
+            s7 += item(angular, (p, 7)) * r
+            s8 += item(angular, (p, 8)) * r
+        store_part(s0, out, (0, n, f), left)
+        store_part(s1, out, (1, n, f), left)
+        store_part(s2, out, (2, n, f), left)
+        store_part(s3, out, (3, n, f), left)
+        store_part(s4, out, (4, n, f), left)
+        store_part(s5, out, (5, n, f), left)
+        store_part(s6, out, (6, n, f), left)
+        store_part(s7, out, (7, n, f), left)
+        store_part(s8, out, (8, n, f), left)
+
+
+@compiled
+def embed_pairs_reverse(pointer, j, knot, w, dw, table, a, b, angular, distances, g, gradient):
+    """gradient[p] [P, 3] = derivative of sum(g * `embed_pairs`) by the vector of pair p.
+
+    g in blocks.
+    """
+    n_blocks, _, _, lanes = table.shape
+    n_atoms, channels = a.shape
+    for n in prange(n_atoms):
+        for p in range(item(pointer, n), item(pointer, n + 1)):
+            weights, slopes, row, m = _weights(w, p), _weights(dw, p), 2 * item(knot, p), item(j, p)
+            y1, y2, y3 = item(angular, (p, 1)), item(angular, (p, 2)), item(angular, (p, 3))
+            y4, y5, y6 = item(angular, (p, 4)), item(angular, (p, 5)), item(angular, (p, 6))
+            y7, y8 = item(angular, (p, 7)), item(angular, (p, 8))
+            q1 = q2 = q3 = q4 = q5 = q6 = q7 = q8 = steep = zeros(a)
+            for block in range(n_blocks):
+                f = block * lanes
+                left = channels - f
+                z = load_part(a, (n, f), left) + load_part(b, (m, f), left)
+                steep += z * _radial(slopes, table, block, row, 0) * load(g, (block, n, 0, 0))
+                r = z * _radial(weights, table, block, row, 1)
+                g1, g2 = load(g, (block, n, 1, 0)), load(g, (block, n, 2, 0))
+                g3 = load(g, (block, n, 3, 0))
+                q1 += r * g1
+                q2 += r * g2
+                q3 += r * g3
+                r = z * _radial(slopes, table, block, row, 1)
+                steep += r * (y1 * g1 + y2 * g2 + y3 * g3)
+                r = z * _radial(weights, table, block, row, 2)
+                g4, g5 = load(g, (block, n, 4, 0)), load(g, (block, n, 5, 0))
+                g6, g7 = load(g, (block, n, 6, 0)), load(g, (block, n, 7, 0))
+                g8 = load(g, (block, n, 8, 0))
+                q4 += r * g4
+                q5 += r * g5
+                q6 += r * g6
+                q7 += r * g7
+                q8 += r * g8
+                r = z * _radial(slopes, table, block, row, 2)
+                steep += r * (y4 * g4 + y5 * g5 + y6 * g6 + y7 * g7 + y8 * g8)
+            # angular = (1, u, xx, xy, xz, yy, yz of u u^t - 1/3) with u = -vector / distance
+            ux, uy, uz = y1, y2, y3
+            gx = total(q1 + (2.0 * ux) * q4 + uy * q5 + uz * q6)
+            gy = total(q2 + ux * q5 + (2.0 * uy) * q7 + uz * q8)
+            gz = total(q3 + ux * q6 + uy * q8)
+            along = gx * ux + gy * uy + gz * uz
+            inverse, by_distance = 1.0 / distances[p], total(steep)
+            gradient[p, 0] -= (gx - along * ux) * inverse + by_distance * ux
+            gradient[p, 1] -= (gy - along * uy) * inverse + by_distance * uy
+            gradient[p, 2] -= (gz - along * uz) * inverse + by_distance * uz
+
+
+@compiled
+def message_pairs(pointer, j, knot, w, table, y, out):
+    """out[c, i] = sum_p r_p[l(c)] y[c, j_p], with y in blocks."""
+    n_blocks, n_atoms, _, lanes = y.shape
+    channels = out.shape[2]
+    for task in prange(n_blocks * n_atoms):
+        block, n = task // n_atoms, task % n_atoms
+        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = zeros(y)
+        for p in range(item(pointer, n), item(pointer, n + 1)):
+            weights, row, m = _weights(w, p), 2 * item(knot, p), item(j, p)
+            s0 += _radial(weights, table, block, row, 0) * load(y, (block, m, 0, 0))
+            r = _radial(weights, table, block, row, 1)
+            s1 += r * load(y, (block, m, 1, 0))
+            s2 += r * load(y, (block, m, 2, 0))
+            s3 += r * load(y, (block, m, 3, 0))
+            r = _radial(weights, table, block, row, 2)
+            s4 += r * load(y, (block, m, 4, 0))
+            s5 += r * load(y, (block, m, 5, 0))
+            s6 += r * load(y, (block, m, 6, 0))
+            s7 += r * load(y, (block, m, 7, 0))
+            s8 += r * load(y, (block, m, 8, 0))
+        f = block * lanes
+        left = channels - f
+        store_part(s0, out, (0, n, f), left)
+        store_part(s1, out, (1, n, f), left)
+        store_part(s2, out, (2, n, f), left)
+        store_part(s3, out, (3, n, f), left)
+        store_part(s4, out, (4, n, f), left)
+        store_part(s5, out, (5, n, f), left)
+        store_part(s6, out, (6, n, f), left)
+        store_part(s7, out, (7, n, f), left)
+        store_part(s8, out, (8, n, f), left)
+
+
+@njit(**_inline)
+def _add_part(vector, out, c, n, f, left):
+    store_part(load_part(out, (c, n, f), left) + vector, out, (c, n, f), left)
+
+
+@compiled
+def message_pairs_reverse(pointer, j, knot, w, dw, table, y, g, out, by_distance):
+    """Derivatives of sum(g * `message_pairs`), with y and g in blocks.
+
+    out [9, N, F] += that by y; by_distance [B, P]: the blocks' parts of that by the distances.
+    """
+    n_blocks, n_atoms, _, lanes = y.shape
+    channels = out.shape[2]
+    for task in prange(n_blocks * n_atoms):
+        block, n = task // n_atoms, task % n_atoms
+        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = zeros(y)
+        for p in range(item(pointer, n), item(pointer, n + 1)):
+            weights, slopes, row, m = _weights(w, p), _weights(dw, p), 2 * item(knot, p), item(j, p)
+            s0 += _radial(weights, table, block, row, 0) * load(g, (block, m, 0, 0))
+            r = _radial(weights, table, block, row, 1)
+            s1 += r * load(g, (block, m, 1, 0))
+            s2 += r * load(g, (block, m, 2, 0))
+            s3 += r * load(g, (block, m, 3, 0))
+            r = _radial(weights, table, block, row, 2)
+            s4 += r * load(g, (block, m, 4, 0))
+            s5 += r * load(g, (block, m, 5, 0))
+            s6 += r * load(g, (block, m, 6, 0))
+            s7 += r * load(g, (block, m, 7, 0))
+            s8 += r * load(g, (block, m, 8, 0))
+            product = load(g, (block, n, 0, 0)) * load(y, (block, m, 0, 0))
+            steep = _radial(slopes, table, block, row, 0) * product
+            product = (
+                load(g, (block, n, 1, 0)) * load(y, (block, m, 1, 0))
+                + load(g, (block, n, 2, 0)) * load(y, (block, m, 2, 0))
+                + load(g, (block, n, 3, 0)) * load(y, (block, m, 3, 0))
+            )
+            steep += _radial(slopes, table, block, row, 1) * product
+            product = (
+                load(g, (block, n, 4, 0)) * load(y, (block, m, 4, 0))
+                + load(g, (block, n, 5, 0)) * load(y, (block, m, 5, 0))
+                + load(g, (block, n, 6, 0)) * load(y, (block, m, 6, 0))
+                + load(g, (block, n, 7, 0)) * load(y, (block, m, 7, 0))
+                + load(g, (block, n, 8, 0)) * load(y, (block, m, 8, 0))
+            )
+            steep += _radial(slopes, table, block, row, 2) * product
+            by_distance[block, p] = total(steep)
+        f = block * lanes
+        left = channels - f
+        _add_part(s0, out, 0, n, f, left)
+        _add_part(s1, out, 1, n, f, left)
+        _add_part(s2, out, 2, n, f, left)
+        _add_part(s3, out, 3, n, f, left)
+        _add_part(s4, out, 4, n, f, left)
+        _add_part(s5, out, 5, n, f, left)
+        _add_part(s6, out, 6, n, f, left)
+        _add_part(s7, out, 7, n, f, left)
+        _add_part(s8, out, 8, n, f, left)
+
+
+@compiled
+def add_along(by_distance, vectors, distances, gradient):
+    """gradient[p] [P, 3] += the sum of by_distance [B, P] over the blocks, along the vector."""
+    for p in prange(distances.size):
+        factor = by_distance[0, p]
+        for block in range(1, by_distance.shape[0]):
+            factor += by_distance[block, p]
+        factor /= distances[p]
+        gradient[p, 0] += factor * vectors[p, 0]
+        gradient[p, 1] += factor * vectors[p, 1]
+        gradient[p, 2] += factor * vectors[p, 2]
