@@ -252,8 +252,10 @@ def _program(
         }
         data = torchscript_bytes(potential, card, dtype)
         return torchscript_from_bytes(data, "the compiled model").program.to(device)
+    from nnpcalc.kernels.direct import DirectPotential
     from nnpcalc.kernels.fused import fused_for_inference
 
     fused = fused_for_inference(potential.core)
     terms: Any = tuple(potential.terms)
-    return Potential(fused, terms, potential.scale).eval().requires_grad_(False)
+    kind = DirectPotential if DirectPotential.serves(fused, terms) else Potential
+    return kind(fused, terms, potential.scale).eval().requires_grad_(False)

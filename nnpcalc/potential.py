@@ -205,11 +205,7 @@ class Potential(nn.Module):
             if compute_forces:
                 results["forces"] = -gradients[0]
             if compute_stress:
-                virial = gradients[-1]
-                virial = 0.5 * (virial + virial.transpose(1, 2))
-                volume = torch.linalg.det(cell).abs()[:, None, None]
-                undefined = torch.full_like(virial, float("nan"))
-                results["stress"] = torch.where(volume > 0.0, virial / volume, undefined)
+                results["stress"] = stress_of_virial(gradients[-1], cell)
         if not keep_graph:
             results = {key: value.detach() for key, value in results.items()}
         return results
@@ -280,6 +276,13 @@ def _gradients(energy: Tensor, wanted: List[Tensor], create_graph: bool) -> List
     for k, gradient in enumerate(gradients):
         filled.append(torch.zeros_like(wanted[k]) if gradient is None else gradient)
     return filled
+
+
+def stress_of_virial(virial: Tensor, cell: Tensor) -> Tensor:
+    """Derivatives of the energies by a strain [B, 3, 3] per volume; NaN where there is none."""
+    virial = 0.5 * (virial + virial.transpose(1, 2))
+    volume = torch.linalg.det(cell).abs()[:, None, None]
+    return torch.where(volume > 0.0, virial / volume, torch.full_like(virial, float("nan")))
 
 
 def dipole_moments(

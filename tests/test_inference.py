@@ -6,6 +6,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from nnpcalc.batch import AtomsBatch
+from nnpcalc.kernels import cpu
 from nnpcalc.kernels.inference import TensorNetInference
 from nnpcalc.models.tensornet import TensorNet, TensorNetConfig
 from nnpcalc.neighbors import neighbor_list
@@ -79,7 +80,8 @@ def test_there_is_no_second_derivative():
         potential.hessian(AtomsBatch.from_atoms(molecule("H2O")))
 
 
-def test_numbers_do_not_depend_on_threads():
+def test_numbers_do_not_depend_on_threads(monkeypatch):
+    monkeypatch.setattr(cpu, "SMALL", 0)
     core, batch = make_core(), make_batch()
     before = torch.get_num_threads()
     try:

@@ -21,8 +21,8 @@ from functools import wraps
 from types import FunctionType
 from typing import Any
 
-import numba
 import numpy as np
+import torch
 from numba import njit, prange
 
 PART = np.array((0, 1, 1, 1, 2, 2, 2, 2, 2), dtype=np.int64)
@@ -39,6 +39,8 @@ def compiled(function: Callable[..., None]) -> Callable[..., None]:
     """Two programs from one loop: over threads for large arrays, plain for small ones.
 
     A parallel loop hands its work to other threads even if only one may run; a plain one does not.
+    Vectors and tuples of them belong into a function that the loop calls: numba's analysis of
+    parallel loops takes them for arrays.
     """
     name = f"{function.__name__}_parallel"
     # numba's cache goes by the name of a function, so the second program needs its own
@@ -50,7 +52,7 @@ def compiled(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def run(*arrays: np.ndarray) -> None:
         # the threads first: sizes of a dozen arrays take longer than many a loop over small ones
-        large = numba.get_num_threads() > 1 and max(array.size for array in arrays) > SMALL
+        large = torch.get_num_threads() > 1 and max(array.size for array in arrays) > SMALL
         (parallel if large else serial)(*arrays)
 
     return run

@@ -280,9 +280,47 @@ class TensorNetInference(nn.Module):
         partial_charges: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """As `TensorNet.forward`."""
+        features, attributes = self._of_atoms(
+            numbers, system, charge, multiplicity, partial_charges
+        )
+        return {"energies": _Energies.apply(self, pairs, vectors, distances, *features, attributes)}
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        numbers: Tensor,
+        pairs: Tensor,
+        vectors: Tensor,
+        distances: Tensor,
+        system: Tensor,
+        charge: Tensor,
+        multiplicity: Tensor,
+        partial_charges: Tensor | None = None,
+        *,
+        derivative: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Without autograd: energies of the atoms [N] and, if wanted, the derivative of their sum
+        by the vectors [P, 3]."""
+        follow_torch_threads()
+        features, attributes = self._of_atoms(
+            numbers, system, charge, multiplicity, partial_charges
+        )
+        evaluation = _Pass(self, (pairs, vectors, distances, *features, attributes))
+        energies = evaluation.forward()
+        gradient = evaluation.backward(torch.ones_like(energies)) if derivative else None
+        return energies, gradient
+
+    def _of_atoms(
+        self,
+        numbers: Tensor,
+        system: Tensor,
+        charge: Tensor,
+        multiplicity: Tensor,
+        partial_charges: Tensor | None,
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Both halves of the pair embedding 2 x [N, F] and the attributes [N, A]."""
         core = self.core
         with torch.no_grad():
             attributes = core.attributes(system, charge, multiplicity, partial_charges)
             state = core.embedded_state(charge, multiplicity)
-            features = core.embedding.atom_features(numbers, state, system)
-        return {"energies": _Energies.apply(self, pairs, vectors, distances, *features, attributes)}
+            return core.embedding.atom_features(numbers, state, system), attributes

@@ -163,44 +163,59 @@ def _product(a, b, symmetric):
     return _add(one, _multiply(b, a) if symmetric else one)
 
 
+@njit(fastmath=True)
+def _part_norms(n, x, out):
+    channels = x.shape[2]
+    for f in range(0, channels, lanes_of(x)):
+        left = channels - f
+        i, a, s = _norms(_load(x, n, f, left))
+        store_part(i, out, (n, 0, f), left)
+        store_part(a, out, (n, 1, f), left)
+        store_part(s, out, (n, 2, f), left)
+
+
 @compiled
 def part_norms(x, out):
     """out[n, l] [N, 3, F] = squared norms of the parts of x [9, N, F]."""
-    channels = x.shape[2]
     for n in prange(x.shape[1]):
-        for f in range(0, channels, lanes_of(x)):
-            left = channels - f
-            i, a, s = _norms(_load(x, n, f, left))
-            store_part(i, out, (n, 0, f), left)
-            store_part(a, out, (n, 1, f), left)
-            store_part(s, out, (n, 2, f), left)
+        _part_norms(n, x, out)
+
+
+@njit(fastmath=True)
+def _part_norms_reverse(n, x, g, out):
+    channels = x.shape[2]
+    for f in range(0, channels, lanes_of(x)):
+        left = channels - f
+        i, a = load_part(g, (n, 0, f), left), load_part(g, (n, 1, f), left)
+        s = load_part(g, (n, 2, f), left)
+        change = _norms_reverse(_load(x, n, f, left), i, a, s)
+        _store(_add(_load(out, n, f, left), change), out, n, f, left)
 
 
 @compiled
 def part_norms_reverse(x, g, out):
     """out += derivative of sum(g * `part_norms`) by x; g [N, 3, F]."""
-    channels = x.shape[2]
     for n in prange(x.shape[1]):
-        for f in range(0, channels, lanes_of(x)):
-            left = channels - f
-            i, a = load_part(g, (n, 0, f), left), load_part(g, (n, 1, f), left)
-            s = load_part(g, (n, 2, f), left)
-            change = _norms_reverse(_load(x, n, f, left), i, a, s)
-            _store(_add(_load(out, n, f, left), change), out, n, f, left)
+        _part_norms_reverse(n, x, g, out)
+
+
+@njit(fastmath=True)
+def _normalise(n, x, out, inverse):
+    channels = x.shape[2]
+    for f in range(0, channels, lanes_of(x)):
+        left = channels - f
+        v = _load(x, n, f, left)
+        i, a, s = _norms(v)
+        scale = 1.0 / (1.0 + i + a + s)
+        store_part(scale, inverse, (n, f), left)
+        _store(_scale(scale, v), out, n, f, left)
 
 
 @compiled
 def normalise(x, out, inverse):
     """out = x / (|x|^2 + 1); inverse [N, F] = 1 / (|x|^2 + 1)."""
-    channels = x.shape[2]
     for n in prange(x.shape[1]):
-        for f in range(0, channels, lanes_of(x)):
-            left = channels - f
-            v = _load(x, n, f, left)
-            i, a, s = _norms(v)
-            scale = 1.0 / (1.0 + i + a + s)
-            store_part(scale, inverse, (n, f), left)
-            _store(_scale(scale, v), out, n, f, left)
+        _normalise(n, x, out, inverse)
 
 
 @njit(**_inline)
@@ -210,15 +225,20 @@ def _normalised_reverse(normalised, inverse, g):
     return _add(_scale(inverse, g), _norms_reverse(normalised, factor, factor, factor))
 
 
+@njit(fastmath=True)
+def _normalise_reverse(n, normalised, inverse, g, out):
+    channels = g.shape[2]
+    for f in range(0, channels, lanes_of(g)):
+        left = channels - f
+        v, u = _load(normalised, n, f, left), _load(g, n, f, left)
+        _store(_normalised_reverse(v, load_part(inverse, (n, f), left), u), out, n, f, left)
+
+
 @compiled
 def normalise_reverse(normalised, inverse, g, out):
     """out = derivative of sum(g * x / (|x|^2 + 1)) by x, from the normalised x."""
-    channels = g.shape[2]
     for n in prange(g.shape[1]):
-        for f in range(0, channels, lanes_of(g)):
-            left = channels - f
-            v, u = _load(normalised, n, f, left), _load(g, n, f, left)
-            _store(_normalised_reverse(v, load_part(inverse, (n, f), left), u), out, n, f, left)
+        _normalise_reverse(n, normalised, inverse, g, out)
 
 
 @njit(**_inline)
@@ -240,6 +260,22 @@ def _each(u, v):
     )  # fmt: skip
 
 
+@njit(fastmath=True)
+def _react(n, y, at_zero, g, symmetric, message, inverse, out):
+    channels = y.shape[2]
+    for f in range(0, channels, lanes_of(y)):
+        left = channels - f
+        own = _load(y, n, f, left)
+        whole = _add(_load(message, n, f, left), _each(_load_row(at_zero, f, left), own))
+        _store(whole, message, n, f, left)
+        product = _product(_matrix(own), _matrix(whole), symmetric[0])
+        v = _scale(item(g, n), _components(product))
+        i, a, s = _norms(v)
+        scale = 1.0 / (1.0 + i + a + s)
+        store_part(scale, inverse, (n, f), left)
+        _store(_scale(scale, v), out, n, f, left)
+
+
 @compiled
 def react(y, at_zero, g, symmetric, message, inverse, out):
     """out = C / (|C|^2 + 1) with C = g product(y, message + at_zero y); inverse as in `normalise`.
@@ -247,95 +283,109 @@ def react(y, at_zero, g, symmetric, message, inverse, out):
     message is overwritten by the one with the atom's own part. at_zero [9, F], g [N], and symmetric
     [1], which says what product: a b + b a, or 2 a b.
     """
-    channels = y.shape[2]
     for n in prange(y.shape[1]):
-        for f in range(0, channels, lanes_of(y)):
-            left = channels - f
-            own = _load(y, n, f, left)
-            whole = _add(_load(message, n, f, left), _each(_load_row(at_zero, f, left), own))
-            _store(whole, message, n, f, left)
-            product = _product(_matrix(own), _matrix(whole), symmetric[0])
-            v = _scale(item(g, n), _components(product))
-            i, a, s = _norms(v)
-            scale = 1.0 / (1.0 + i + a + s)
-            store_part(scale, inverse, (n, f), left)
-            _store(_scale(scale, v), out, n, f, left)
+        _react(n, y, at_zero, g, symmetric, message, inverse, out)
+
+
+@njit(fastmath=True)
+def _react_reverse(n, y, message, at_zero, g, symmetric, reacted, inverse, upstream, by_y, by_m):
+    channels = y.shape[2]
+    for f in range(0, channels, lanes_of(y)):
+        left = channels - f
+        by_c = _normalised_reverse(
+            _load(reacted, n, f, left),
+            load_part(inverse, (n, f), left),
+            _load(upstream, n, f, left),
+        )
+        u = _components_reverse(_scale(item(g, n), by_c))
+        a = _transposed(_matrix(_load(y, n, f, left)))
+        b = _transposed(_matrix(_load(message, n, f, left)))
+        first, second = _multiply(u, b), _multiply(a, u)
+        first = _matrix_reverse(_add(first, _multiply(b, u) if symmetric[0] else first))
+        second = _matrix_reverse(_add(second, _multiply(u, a) if symmetric[0] else second))
+        _store(second, by_m, n, f, left)
+        own = _each(_load_row(at_zero, f, left), second)
+        _store(_add(first, own), by_y, n, f, left)
 
 
 @compiled
 def react_reverse(y, message, at_zero, g, symmetric, reacted, inverse, upstream, by_y, by_m):
     """Derivatives of sum(upstream * `react`) by y and by the neighbours' messages."""
-    channels = y.shape[2]
     for n in prange(y.shape[1]):
-        for f in range(0, channels, lanes_of(y)):
-            left = channels - f
-            by_c = _normalised_reverse(
-                _load(reacted, n, f, left),
-                load_part(inverse, (n, f), left),
-                _load(upstream, n, f, left),
-            )
-            u = _components_reverse(_scale(item(g, n), by_c))
-            a = _transposed(_matrix(_load(y, n, f, left)))
-            b = _transposed(_matrix(_load(message, n, f, left)))
-            first, second = _multiply(u, b), _multiply(a, u)
-            first = _matrix_reverse(_add(first, _multiply(b, u) if symmetric[0] else first))
-            second = _matrix_reverse(_add(second, _multiply(u, a) if symmetric[0] else second))
-            _store(second, by_m, n, f, left)
-            own = _each(_load_row(at_zero, f, left), second)
-            _store(_add(first, own), by_y, n, f, left)
+        _react_reverse(n, y, message, at_zero, g, symmetric, reacted, inverse, upstream, by_y, by_m)
+
+
+@njit(fastmath=True)
+def _update(n, x, change, g, out):
+    channels = x.shape[2]
+    for f in range(0, channels, lanes_of(x)):
+        left = channels - f
+        v = _load(change, n, f, left)
+        m = _matrix(v)
+        square = _scale(item(g, n), _components(_multiply(m, m)))
+        _store(_add(_add(_load(x, n, f, left), v), square), out, n, f, left)
 
 
 @compiled
 def update(x, change, g, out):
     """out = x + change + g change^2; g [N]."""
-    channels = x.shape[2]
     for n in prange(x.shape[1]):
-        for f in range(0, channels, lanes_of(x)):
-            left = channels - f
-            v = _load(change, n, f, left)
-            m = _matrix(v)
-            square = _scale(item(g, n), _components(_multiply(m, m)))
-            _store(_add(_add(_load(x, n, f, left), v), square), out, n, f, left)
+        _update(n, x, change, g, out)
+
+
+@njit(fastmath=True)
+def _update_reverse(n, change, g, upstream, out):
+    channels = change.shape[2]
+    for f in range(0, channels, lanes_of(change)):
+        left = channels - f
+        m = _transposed(_matrix(_load(change, n, f, left)))
+        above = _load(upstream, n, f, left)
+        u = _components_reverse(_scale(item(g, n), above))
+        by_square = _matrix_reverse(_add(_multiply(u, m), _multiply(m, u)))
+        _store(_add(above, by_square), out, n, f, left)
 
 
 @compiled
 def update_reverse(change, g, upstream, out):
     """out = derivative of sum(upstream * `update`) by change."""
-    channels = change.shape[2]
     for n in prange(change.shape[1]):
-        for f in range(0, channels, lanes_of(change)):
-            left = channels - f
-            m = _transposed(_matrix(_load(change, n, f, left)))
-            above = _load(upstream, n, f, left)
-            u = _components_reverse(_scale(item(g, n), above))
-            by_square = _matrix_reverse(_add(_multiply(u, m), _multiply(m, u)))
-            _store(_add(above, by_square), out, n, f, left)
+        _update_reverse(n, change, g, upstream, out)
+
+
+@njit(fastmath=True)
+def _scale_parts(n, x, scales, out):
+    channels = x.shape[2]
+    for f in range(0, channels, lanes_of(x)):
+        left = channels - f
+        i, a = load_part(scales, (n, 0, f), left), load_part(scales, (n, 1, f), left)
+        s = load_part(scales, (n, 2, f), left)
+        _store(_each((i, a, a, a, s, s, s, s, s), _load(x, n, f, left)), out, n, f, left)
 
 
 @compiled
 def scale_parts(x, scales, out):
     """out[c, n] = x[c, n] * scales[n, l(c)]; scales [N, 3, F]."""
-    channels = x.shape[2]
     for n in prange(x.shape[1]):
-        for f in range(0, channels, lanes_of(x)):
-            left = channels - f
-            i, a = load_part(scales, (n, 0, f), left), load_part(scales, (n, 1, f), left)
-            s = load_part(scales, (n, 2, f), left)
-            _store(_each((i, a, a, a, s, s, s, s, s), _load(x, n, f, left)), out, n, f, left)
+        _scale_parts(n, x, scales, out)
+
+
+@njit(fastmath=True)
+def _scale_parts_reverse(n, x, scales, g, by_x, by_scales):
+    channels = x.shape[2]
+    for f in range(0, channels, lanes_of(x)):
+        left = channels - f
+        i, a = load_part(scales, (n, 0, f), left), load_part(scales, (n, 1, f), left)
+        s = load_part(scales, (n, 2, f), left)
+        u = _load(g, n, f, left)
+        _store(_each((i, a, a, a, s, s, s, s, s), u), by_x, n, f, left)
+        p = _each(u, _load(x, n, f, left))
+        store_part(p[0], by_scales, (n, 0, f), left)
+        store_part(p[1] + p[2] + p[3], by_scales, (n, 1, f), left)
+        store_part(p[4] + p[5] + p[6] + p[7] + p[8], by_scales, (n, 2, f), left)
 
 
 @compiled
 def scale_parts_reverse(x, scales, g, by_x, by_scales):
     """Derivatives of sum(g * `scale_parts`) by x and by scales."""
-    channels = x.shape[2]
     for n in prange(x.shape[1]):
-        for f in range(0, channels, lanes_of(x)):
-            left = channels - f
-            i, a = load_part(scales, (n, 0, f), left), load_part(scales, (n, 1, f), left)
-            s = load_part(scales, (n, 2, f), left)
-            u = _load(g, n, f, left)
-            _store(_each((i, a, a, a, s, s, s, s, s), u), by_x, n, f, left)
-            p = _each(u, _load(x, n, f, left))
-            store_part(p[0], by_scales, (n, 0, f), left)
-            store_part(p[1] + p[2] + p[3], by_scales, (n, 1, f), left)
-            store_part(p[4] + p[5] + p[6] + p[7] + p[8], by_scales, (n, 2, f), left)
+        _scale_parts_reverse(n, x, scales, g, by_x, by_scales)

@@ -25,6 +25,7 @@ from nnpcalc.kernels.cpu import compiled
 from nnpcalc.kernels.simd import (
     blocks,
     item,
+    lanes_of,
     load,
     load_part,
     store,
@@ -103,40 +104,87 @@ def _radial(weights, table, b, row, part):
     )
 
 
+@njit(fastmath=True)
+def _embed_pairs(task, pointer, j, knot, w, table, a, b, angular, out):
+    block, n = task // a.shape[0], task % a.shape[0]
+    f = block * lanes_of(a)
+    left = a.shape[1] - f
+    own = load_part(a, (n, f), left)
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = zeros(a)
+    for p in range(item(pointer, n), item(pointer, n + 1)):
+        weights, row = _weights(w, p), 2 * item(knot, p)
+        z = own + load_part(b, (item(j, p), f), left)
+        s0 += z * _radial(weights, table, block, row, 0)
+        r = z * _radial(weights, table, block, row, 1)
+        s1 += item(angular, (p, 1)) * r
+        s2 += item(angular, (p, 2)) * r
+        s3 += item(angular, (p, 3)) * r
+        r = z * _radial(weights, table, block, row, 2)
+        s4 += item(angular, (p, 4)) * r
+        s5 += item(angular, (p, 5)) * r
+        s6 += item(angular, (p, 6)) * r
+        s7 += item(angular, (p, 7)) * r
+        s8 += item(angular, (p, 8)) * r
+    store_part(s0, out, (0, n, f), left)
+    store_part(s1, out, (1, n, f), left)
+    store_part(s2, out, (2, n, f), left)
+    store_part(s3, out, (3, n, f), left)
+    store_part(s4, out, (4, n, f), left)
+    store_part(s5, out, (5, n, f), left)
+    store_part(s6, out, (6, n, f), left)
+    store_part(s7, out, (7, n, f), left)
+    store_part(s8, out, (8, n, f), left)
+
+
 @compiled
 def embed_pairs(pointer, j, knot, w, table, a, b, angular, out):
     """out[c, i] = sum_p r_p[l(c)] (a_i + b_j) angular[p, c], with a and b [N, F]."""
-    n_blocks, _, _, lanes = table.shape
-    n_atoms, channels = a.shape
-    for task in prange(n_blocks * n_atoms):
-        block, n = task // n_atoms, task % n_atoms
-        f = block * lanes
-        left = channels - f
-        own = load_part(a, (n, f), left)
-        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = zeros(a)
-        for p in range(item(pointer, n), item(pointer, n + 1)):
-            weights, row = _weights(w, p), 2 * item(knot, p)
-            z = own + load_part(b, (item(j, p), f), left)
-            s0 += z * _radial(weights, table, block, row, 0)
+    for task in prange(table.shape[0] * a.shape[0]):
+        _embed_pairs(task, pointer, j, knot, w, table, a, b, angular, out)
+
+
+@njit(fastmath=True)
+def _embed_pairs_reverse(n, pointer, j, knot, w, dw, table, a, b, angular, distances, g, gradient):
+    for p in range(item(pointer, n), item(pointer, n + 1)):
+        weights, slopes, row, m = _weights(w, p), _weights(dw, p), 2 * item(knot, p), item(j, p)
+        y1, y2, y3 = item(angular, (p, 1)), item(angular, (p, 2)), item(angular, (p, 3))
+        y4, y5, y6 = item(angular, (p, 4)), item(angular, (p, 5)), item(angular, (p, 6))
+        y7, y8 = item(angular, (p, 7)), item(angular, (p, 8))
+        q1 = q2 = q3 = q4 = q5 = q6 = q7 = q8 = steep = zeros(a)
+        for block in range(table.shape[0]):
+            f = block * lanes_of(a)
+            left = a.shape[1] - f
+            z = load_part(a, (n, f), left) + load_part(b, (m, f), left)
+            steep += z * _radial(slopes, table, block, row, 0) * load(g, (block, n, 0, 0))
             r = z * _radial(weights, table, block, row, 1)
-            s1 += item(angular, (p, 1)) * r
-            s2 += item(angular, (p, 2)) * r
-            s3 += item(angular, (p, 3)) * r
+            g1, g2 = load(g, (block, n, 1, 0)), load(g, (block, n, 2, 0))
+            g3 = load(g, (block, n, 3, 0))
+            q1 += r * g1
+            q2 += r * g2
+            q3 += r * g3
+            r = z * _radial(slopes, table, block, row, 1)
+            steep += r * (y1 * g1 + y2 * g2 + y3 * g3)
             r = z * _radial(weights, table, block, row, 2)
-            s4 += item(angular, (p, 4)) * r
-            s5 += item(angular, (p, 5)) * r
-            s6 += item(angular, (p, 6)) * r
-            s7 += item(angular, (p, 7)) * r
-            s8 += item(angular, (p, 8)) * r
-        store_part(s0, out, (0, n, f), left)
-        store_part(s1, out, (1, n, f), left)
-        store_part(s2, out, (2, n, f), left)
-        store_part(s3, out, (3, n, f), left)
-        store_part(s4, out, (4, n, f), left)
-        store_part(s5, out, (5, n, f), left)
-        store_part(s6, out, (6, n, f), left)
-        store_part(s7, out, (7, n, f), left)
-        store_part(s8, out, (8, n, f), left)
+            g4, g5 = load(g, (block, n, 4, 0)), load(g, (block, n, 5, 0))
+            g6, g7 = load(g, (block, n, 6, 0)), load(g, (block, n, 7, 0))
+            g8 = load(g, (block, n, 8, 0))
+            q4 += r * g4
+            q5 += r * g5
+            q6 += r * g6
+            q7 += r * g7
+            q8 += r * g8
+            r = z * _radial(slopes, table, block, row, 2)
+            steep += r * (y4 * g4 + y5 * g5 + y6 * g6 + y7 * g7 + y8 * g8)
+        # angular = (1, u, xx, xy, xz, yy, yz of u u^t - 1/3) with u = -vector / distance
+        ux, uy, uz = y1, y2, y3
+        gx = total(q1 + (2.0 * ux) * q4 + uy * q5 + uz * q6)
+        gy = total(q2 + ux * q5 + (2.0 * uy) * q7 + uz * q8)
+        gz = total(q3 + ux * q6 + uy * q8)
+        along = gx * ux + gy * uy + gz * uz
+        inverse, by_distance = 1.0 / distances[p], total(steep)
+        gradient[p, 0] -= (gx - along * ux) * inverse + by_distance * ux
+        gradient[p, 1] -= (gy - along * uy) * inverse + by_distance * uy
+        gradient[p, 2] -= (gz - along * uz) * inverse + by_distance * uz
 
 
 @compiled
@@ -145,88 +193,99 @@ def embed_pairs_reverse(pointer, j, knot, w, dw, table, a, b, angular, distances
 
     g in blocks.
     """
-    n_blocks, _, _, lanes = table.shape
-    n_atoms, channels = a.shape
-    for n in prange(n_atoms):
-        for p in range(item(pointer, n), item(pointer, n + 1)):
-            weights, slopes, row, m = _weights(w, p), _weights(dw, p), 2 * item(knot, p), item(j, p)
-            y1, y2, y3 = item(angular, (p, 1)), item(angular, (p, 2)), item(angular, (p, 3))
-            y4, y5, y6 = item(angular, (p, 4)), item(angular, (p, 5)), item(angular, (p, 6))
-            y7, y8 = item(angular, (p, 7)), item(angular, (p, 8))
-            q1 = q2 = q3 = q4 = q5 = q6 = q7 = q8 = steep = zeros(a)
-            for block in range(n_blocks):
-                f = block * lanes
-                left = channels - f
-                z = load_part(a, (n, f), left) + load_part(b, (m, f), left)
-                steep += z * _radial(slopes, table, block, row, 0) * load(g, (block, n, 0, 0))
-                r = z * _radial(weights, table, block, row, 1)
-                g1, g2 = load(g, (block, n, 1, 0)), load(g, (block, n, 2, 0))
-                g3 = load(g, (block, n, 3, 0))
-                q1 += r * g1
-                q2 += r * g2
-                q3 += r * g3
-                r = z * _radial(slopes, table, block, row, 1)
-                steep += r * (y1 * g1 + y2 * g2 + y3 * g3)
-                r = z * _radial(weights, table, block, row, 2)
-                g4, g5 = load(g, (block, n, 4, 0)), load(g, (block, n, 5, 0))
-                g6, g7 = load(g, (block, n, 6, 0)), load(g, (block, n, 7, 0))
-                g8 = load(g, (block, n, 8, 0))
-                q4 += r * g4
-                q5 += r * g5
-                q6 += r * g6
-                q7 += r * g7
-                q8 += r * g8
-                r = z * _radial(slopes, table, block, row, 2)
-                steep += r * (y4 * g4 + y5 * g5 + y6 * g6 + y7 * g7 + y8 * g8)
-            # angular = (1, u, xx, xy, xz, yy, yz of u u^t - 1/3) with u = -vector / distance
-            ux, uy, uz = y1, y2, y3
-            gx = total(q1 + (2.0 * ux) * q4 + uy * q5 + uz * q6)
-            gy = total(q2 + ux * q5 + (2.0 * uy) * q7 + uz * q8)
-            gz = total(q3 + ux * q6 + uy * q8)
-            along = gx * ux + gy * uy + gz * uz
-            inverse, by_distance = 1.0 / distances[p], total(steep)
-            gradient[p, 0] -= (gx - along * ux) * inverse + by_distance * ux
-            gradient[p, 1] -= (gy - along * uy) * inverse + by_distance * uy
-            gradient[p, 2] -= (gz - along * uz) * inverse + by_distance * uz
+    for n in prange(a.shape[0]):
+        _embed_pairs_reverse(
+            n, pointer, j, knot, w, dw, table, a, b, angular, distances, g, gradient
+        )
+
+
+@njit(fastmath=True)
+def _message_pairs(task, pointer, j, knot, w, table, y, out):
+    block, n = task // y.shape[1], task % y.shape[1]
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = zeros(y)
+    for p in range(item(pointer, n), item(pointer, n + 1)):
+        weights, row, m = _weights(w, p), 2 * item(knot, p), item(j, p)
+        s0 += _radial(weights, table, block, row, 0) * load(y, (block, m, 0, 0))
+        r = _radial(weights, table, block, row, 1)
+        s1 += r * load(y, (block, m, 1, 0))
+        s2 += r * load(y, (block, m, 2, 0))
+        s3 += r * load(y, (block, m, 3, 0))
+        r = _radial(weights, table, block, row, 2)
+        s4 += r * load(y, (block, m, 4, 0))
+        s5 += r * load(y, (block, m, 5, 0))
+        s6 += r * load(y, (block, m, 6, 0))
+        s7 += r * load(y, (block, m, 7, 0))
+        s8 += r * load(y, (block, m, 8, 0))
+    f = block * lanes_of(y)
+    left = out.shape[2] - f
+    store_part(s0, out, (0, n, f), left)
+    store_part(s1, out, (1, n, f), left)
+    store_part(s2, out, (2, n, f), left)
+    store_part(s3, out, (3, n, f), left)
+    store_part(s4, out, (4, n, f), left)
+    store_part(s5, out, (5, n, f), left)
+    store_part(s6, out, (6, n, f), left)
+    store_part(s7, out, (7, n, f), left)
+    store_part(s8, out, (8, n, f), left)
 
 
 @compiled
 def message_pairs(pointer, j, knot, w, table, y, out):
     """out[c, i] = sum_p r_p[l(c)] y[c, j_p], with y in blocks."""
-    n_blocks, n_atoms, _, lanes = y.shape
-    channels = out.shape[2]
-    for task in prange(n_blocks * n_atoms):
-        block, n = task // n_atoms, task % n_atoms
-        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = zeros(y)
-        for p in range(item(pointer, n), item(pointer, n + 1)):
-            weights, row, m = _weights(w, p), 2 * item(knot, p), item(j, p)
-            s0 += _radial(weights, table, block, row, 0) * load(y, (block, m, 0, 0))
-            r = _radial(weights, table, block, row, 1)
-            s1 += r * load(y, (block, m, 1, 0))
-            s2 += r * load(y, (block, m, 2, 0))
-            s3 += r * load(y, (block, m, 3, 0))
-            r = _radial(weights, table, block, row, 2)
-            s4 += r * load(y, (block, m, 4, 0))
-            s5 += r * load(y, (block, m, 5, 0))
-            s6 += r * load(y, (block, m, 6, 0))
-            s7 += r * load(y, (block, m, 7, 0))
-            s8 += r * load(y, (block, m, 8, 0))
-        f = block * lanes
-        left = channels - f
-        store_part(s0, out, (0, n, f), left)
-        store_part(s1, out, (1, n, f), left)
-        store_part(s2, out, (2, n, f), left)
-        store_part(s3, out, (3, n, f), left)
-        store_part(s4, out, (4, n, f), left)
-        store_part(s5, out, (5, n, f), left)
-        store_part(s6, out, (6, n, f), left)
-        store_part(s7, out, (7, n, f), left)
-        store_part(s8, out, (8, n, f), left)
+    for task in prange(y.shape[0] * y.shape[1]):
+        _message_pairs(task, pointer, j, knot, w, table, y, out)
 
 
 @njit(**_inline)
 def _add_part(vector, out, c, n, f, left):
     store_part(load_part(out, (c, n, f), left) + vector, out, (c, n, f), left)
+
+
+@njit(fastmath=True)
+def _message_pairs_reverse(task, pointer, j, knot, w, dw, table, y, g, out, by_distance):
+    block, n = task // y.shape[1], task % y.shape[1]
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = zeros(y)
+    for p in range(item(pointer, n), item(pointer, n + 1)):
+        weights, slopes, row, m = _weights(w, p), _weights(dw, p), 2 * item(knot, p), item(j, p)
+        s0 += _radial(weights, table, block, row, 0) * load(g, (block, m, 0, 0))
+        r = _radial(weights, table, block, row, 1)
+        s1 += r * load(g, (block, m, 1, 0))
+        s2 += r * load(g, (block, m, 2, 0))
+        s3 += r * load(g, (block, m, 3, 0))
+        r = _radial(weights, table, block, row, 2)
+        s4 += r * load(g, (block, m, 4, 0))
+        s5 += r * load(g, (block, m, 5, 0))
+        s6 += r * load(g, (block, m, 6, 0))
+        s7 += r * load(g, (block, m, 7, 0))
+        s8 += r * load(g, (block, m, 8, 0))
+        product = load(g, (block, n, 0, 0)) * load(y, (block, m, 0, 0))
+        steep = _radial(slopes, table, block, row, 0) * product
+        product = (
+            load(g, (block, n, 1, 0)) * load(y, (block, m, 1, 0))
+            + load(g, (block, n, 2, 0)) * load(y, (block, m, 2, 0))
+            + load(g, (block, n, 3, 0)) * load(y, (block, m, 3, 0))
+        )
+        steep += _radial(slopes, table, block, row, 1) * product
+        product = (
+            load(g, (block, n, 4, 0)) * load(y, (block, m, 4, 0))
+            + load(g, (block, n, 5, 0)) * load(y, (block, m, 5, 0))
+            + load(g, (block, n, 6, 0)) * load(y, (block, m, 6, 0))
+            + load(g, (block, n, 7, 0)) * load(y, (block, m, 7, 0))
+            + load(g, (block, n, 8, 0)) * load(y, (block, m, 8, 0))
+        )
+        steep += _radial(slopes, table, block, row, 2) * product
+        by_distance[block, p] = total(steep)
+    f = block * lanes_of(y)
+    left = out.shape[2] - f
+    _add_part(s0, out, 0, n, f, left)
+    _add_part(s1, out, 1, n, f, left)
+    _add_part(s2, out, 2, n, f, left)
+    _add_part(s3, out, 3, n, f, left)
+    _add_part(s4, out, 4, n, f, left)
+    _add_part(s5, out, 5, n, f, left)
+    _add_part(s6, out, 6, n, f, left)
+    _add_part(s7, out, 7, n, f, left)
+    _add_part(s8, out, 8, n, f, left)
 
 
 @compiled
@@ -235,52 +294,8 @@ def message_pairs_reverse(pointer, j, knot, w, dw, table, y, g, out, by_distance
 
     out [9, N, F] += that by y; by_distance [B, P]: the blocks' parts of that by the distances.
     """
-    n_blocks, n_atoms, _, lanes = y.shape
-    channels = out.shape[2]
-    for task in prange(n_blocks * n_atoms):
-        block, n = task // n_atoms, task % n_atoms
-        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = zeros(y)
-        for p in range(item(pointer, n), item(pointer, n + 1)):
-            weights, slopes, row, m = _weights(w, p), _weights(dw, p), 2 * item(knot, p), item(j, p)
-            s0 += _radial(weights, table, block, row, 0) * load(g, (block, m, 0, 0))
-            r = _radial(weights, table, block, row, 1)
-            s1 += r * load(g, (block, m, 1, 0))
-            s2 += r * load(g, (block, m, 2, 0))
-            s3 += r * load(g, (block, m, 3, 0))
-            r = _radial(weights, table, block, row, 2)
-            s4 += r * load(g, (block, m, 4, 0))
-            s5 += r * load(g, (block, m, 5, 0))
-            s6 += r * load(g, (block, m, 6, 0))
-            s7 += r * load(g, (block, m, 7, 0))
-            s8 += r * load(g, (block, m, 8, 0))
-            product = load(g, (block, n, 0, 0)) * load(y, (block, m, 0, 0))
-            steep = _radial(slopes, table, block, row, 0) * product
-            product = (
-                load(g, (block, n, 1, 0)) * load(y, (block, m, 1, 0))
-                + load(g, (block, n, 2, 0)) * load(y, (block, m, 2, 0))
-                + load(g, (block, n, 3, 0)) * load(y, (block, m, 3, 0))
-            )
-            steep += _radial(slopes, table, block, row, 1) * product
-            product = (
-                load(g, (block, n, 4, 0)) * load(y, (block, m, 4, 0))
-                + load(g, (block, n, 5, 0)) * load(y, (block, m, 5, 0))
-                + load(g, (block, n, 6, 0)) * load(y, (block, m, 6, 0))
-                + load(g, (block, n, 7, 0)) * load(y, (block, m, 7, 0))
-                + load(g, (block, n, 8, 0)) * load(y, (block, m, 8, 0))
-            )
-            steep += _radial(slopes, table, block, row, 2) * product
-            by_distance[block, p] = total(steep)
-        f = block * lanes
-        left = channels - f
-        _add_part(s0, out, 0, n, f, left)
-        _add_part(s1, out, 1, n, f, left)
-        _add_part(s2, out, 2, n, f, left)
-        _add_part(s3, out, 3, n, f, left)
-        _add_part(s4, out, 4, n, f, left)
-        _add_part(s5, out, 5, n, f, left)
-        _add_part(s6, out, 6, n, f, left)
-        _add_part(s7, out, 7, n, f, left)
-        _add_part(s8, out, 8, n, f, left)
+    for task in prange(y.shape[0] * y.shape[1]):
+        _message_pairs_reverse(task, pointer, j, knot, w, dw, table, y, g, out, by_distance)
 
 
 @compiled

@@ -55,8 +55,8 @@ class ZBL(nn.Module):
         if not distances.is_cuda:  # few pairs are so near, mostly none; a GPU would have to wait
             near = torch.nonzero(distances < switch_off).flatten()
             distances = distances.index_select(0, near)
-            if near.shape[0] == 0:  # nothing, but a function of the distances
-                return distances.sum() + torch.zeros_like(radii)
+            if near.shape[0] == 0:
+                return torch.zeros_like(radii)
             switch_off = switch_off.index_select(0, near)
             i, j = i.index_select(0, near), j.index_select(0, near)
         first, second = inputs.numbers.index_select(0, i), inputs.numbers.index_select(0, j)
