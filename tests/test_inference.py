@@ -80,9 +80,11 @@ def test_there_is_no_second_derivative():
         potential.hessian(AtomsBatch.from_atoms(molecule("H2O")))
 
 
-def test_numbers_do_not_depend_on_threads(monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_do_not_depend_on_threads(dtype, monkeypatch):
+    """Nor on which of a loop's two programs runs; all loops are parallel ones here."""
     monkeypatch.setattr(cpu, "SMALL", 0)
-    core, batch = make_core(), make_batch()
+    core, batch = make_core(channels=36).to(dtype), make_batch().to(dtype=dtype)
     before = torch.get_num_threads()
     try:
         results = []

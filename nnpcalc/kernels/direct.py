@@ -5,21 +5,45 @@ Its bookkeeping of positions, vectors and sums costs a small molecule half of wh
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numba import njit
 from torch import Tensor, nn
 
-from nnpcalc.kernels.inference import TensorNetInference
+from nnpcalc.kernels.inference import OfAtoms, TensorNetInference
 from nnpcalc.neighbors import pair_vectors
 from nnpcalc.potential import Potential, stress_of_virial
-from nnpcalc.terms import ZBL, AtomicEnergies
+from nnpcalc.terms import ZBL, AtomicEnergies, StateEnergy, SystemEnergy
 from nnpcalc.terms.inputs import TermInputs
 
-#: Terms that are constants or functions of the distances alone.
-OF_DISTANCES = (AtomicEnergies, ZBL)
+#: Terms that do not depend on positions, and those that depend on the distances alone.
+CONSTANTS = (AtomicEnergies, StateEnergy, SystemEnergy)
+OF_DISTANCES = (ZBL,)
+
+
+class _Fixed(NamedTuple):
+    """What stays as it is while atoms move.
+
+    Attributes:
+        made_of: the tensors it was made of; None where there was none.
+        versions: of these, which count what was written into them.
+        charge, multiplicity: in the dtype of the model [B].
+        atoms: for the network.
+        energies: of the atoms, from the terms that are constants [N], eV, float64.
+    """
+
+    made_of: tuple[Tensor | None, ...]
+    versions: list[int]
+    charge: Tensor
+    multiplicity: Tensor
+    atoms: OfAtoms
+    energies: Tensor
+
+
+def _versions(tensors: tuple[Tensor | None, ...]) -> list[int]:
+    return [0 if tensor is None else tensor._version for tensor in tensors]
 
 
 @njit(cache=True)
@@ -50,10 +74,18 @@ class DirectPotential(Potential):
 
     core: TensorNetInference
 
+    def __init__(
+        self, core: nn.Module, terms: tuple[nn.Module, ...] = (), scale: float = 1.0
+    ) -> None:
+        super().__init__(core, terms, scale)
+        self._constants = [term for term in terms if type(term) in CONSTANTS]
+        self._of_distances = [term for term in terms if type(term) in OF_DISTANCES]
+        self._fixed: _Fixed | None = None
+
     @staticmethod
     def serves(core: nn.Module, terms: tuple[nn.Module, ...]) -> bool:
         """Whether core and terms are such that it can be built of them."""
-        plain = all(type(term) in OF_DISTANCES for term in terms)
+        plain = all(type(term) in CONSTANTS + OF_DISTANCES for term in terms)
         return plain and isinstance(core, TensorNetInference)
 
     def forward(
@@ -82,19 +114,18 @@ class DirectPotential(Potential):
         with torch.no_grad():
             vectors = pair_vectors(positions, cell, system, pairs, shifts)
             distances = torch.sqrt((vectors * vectors).sum(-1))
-            charge, multiplicity = charge.to(vectors.dtype), multiplicity.to(vectors.dtype)
+            fixed = self._what_stays(numbers, system, charge, multiplicity, partial_charges)
             energies, gradient = self.core.evaluate(
-                numbers, pairs, vectors, distances, system, charge, multiplicity, partial_charges,
-                derivative=wanted,
-            )  # fmt: skip
-        energies = energies.to(torch.float64) * self.scale
-        if wanted:
+                pairs, vectors, distances, fixed.atoms, derivative=wanted
+            )
+            energies = energies.to(torch.float64) * self.scale + fixed.energies
+        if wanted and self._of_distances:
             distances.requires_grad_(True)
         seen = TermInputs(
-            numbers, positions, cell, system, pairs, shifts, vectors, distances, charge,
-            multiplicity, None,
+            numbers, positions, cell, system, pairs, shifts, vectors, distances, fixed.charge,
+            fixed.multiplicity, None,
         )  # fmt: skip
-        for term in self.terms:
+        for term in self._of_distances:
             energies = energies + term(seen)
         results: dict[str, Tensor] = {"energies": energies.detach()}
         sums = torch.zeros(cell.shape[0], dtype=torch.float64)
@@ -110,6 +141,40 @@ class DirectPotential(Potential):
                 results, whole, pairs, vectors, system, cell, compute_forces, compute_stress
             )
         return results
+
+    def _what_stays(
+        self,
+        numbers: Tensor,
+        system: Tensor,
+        charge: Tensor,
+        multiplicity: Tensor,
+        partial_charges: Tensor | None,
+    ) -> _Fixed:
+        """Kept from the last call if it was for the very same tensors, as in dynamics."""
+        made_of = (numbers, system, charge, multiplicity, partial_charges)
+        last = self._fixed
+        if (
+            last is not None
+            and all(a is b for a, b in zip(last.made_of, made_of, strict=True))
+            and last.versions == _versions(made_of)
+        ):
+            return last
+        kind = self.core.at_zero.dtype
+        q, m = charge.to(kind), multiplicity.to(kind)
+        atoms = self.core.of_atoms(numbers, system, q, m, partial_charges)
+        energies = torch.zeros(numbers.shape[0], dtype=torch.float64)
+        nowhere = torch.zeros(0, 3, dtype=kind)
+        seen = TermInputs(
+            numbers, nowhere, nowhere, system, system.new_zeros(2, 0), system.new_zeros(0, 3),
+            nowhere, nowhere[:, 0], q, m, None,
+        )  # fmt: skip
+        for term in self._constants:
+            energies = energies + term(seen)
+        fixed = _Fixed(made_of, [], q, m, atoms, energies)
+        if any(tensor is not None and tensor.is_inference() for tensor in made_of):
+            return fixed  # these do not count what is written into them
+        self._fixed = fixed._replace(versions=_versions(made_of))
+        return fixed
 
     @staticmethod
     def _derivatives(

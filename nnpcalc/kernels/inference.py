@@ -7,7 +7,7 @@ asked for, that by the pair vectors; it is written out, and autograd sees a sing
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -86,14 +86,35 @@ def _both_ways(linear: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     return weight.transpose(1, 2).contiguous().unbind(), weight.contiguous().unbind()
 
 
+class OfAtoms(NamedTuple):
+    """What elements and states say, wherever the atoms are.
+
+    Attributes:
+        receiver, sender: both halves of the pair embedding [N, F].
+        own: an atom's own part of the embedding, of I only [N, F].
+        prefactors: of each layer's product and square, 2 x [N].
+    """
+
+    receiver: np.ndarray
+    sender: np.ndarray
+    own: Tensor
+    prefactors: list[tuple[np.ndarray, np.ndarray]]
+
+
 class _Pass:
     """One evaluation: the forward stages keep what their reverse needs, in a workspace."""
 
-    def __init__(self, network: TensorNetInference, arguments: tuple[Tensor, ...]) -> None:
-        pairs, vectors, distances, receiver, sender, attributes = arguments
-        self.network = network
+    def __init__(
+        self,
+        network: TensorNetInference,
+        pairs: Tensor,
+        vectors: Tensor,
+        distances: Tensor,
+        atoms: OfAtoms,
+    ) -> None:
+        self.network, self.atoms = network, atoms
         n_pairs, dtype = distances.shape[0], network.table.dtype
-        n_atoms, channels = receiver.shape
+        n_atoms, channels = atoms.receiver.shape
         self.memory = network.pool.lend(n_atoms, channels, len(network.layers), dtype)
         self.vectors = vectors.contiguous().numpy()
         self.distances = distances.contiguous().numpy()
@@ -104,8 +125,6 @@ class _Pass:
         )
         i, j = pairs.contiguous().numpy()
         self.pairs = (np.searchsorted(i, np.arange(n_atoms + 1)), j, knot, w)
-        self.features = (receiver.contiguous(), sender.contiguous())
-        self.attributes = attributes
 
     def __del__(self) -> None:
         if hasattr(self, "memory"):
@@ -113,22 +132,20 @@ class _Pass:
 
     def forward(self) -> Tensor:
         """Energies of the atoms [N]."""
-        network, memory = self.network, self.memory
-        receiver, sender = self.features
+        network, memory, atoms = self.network, self.memory, self.atoms
         summed, norms = memory.summed, memory.norms
         walks.embed_pairs(
-            *self.pairs, network.table, receiver.numpy(), sender.numpy(), self.angular, summed.array
+            *self.pairs, network.table, atoms.receiver, atoms.sender, self.angular, summed.array
         )
-        summed.tensor[0].add_(network.at_zero * (receiver + sender))
+        summed.tensor[0].add_(atoms.own)
         loops.part_norms(summed.array, memory.norms_array)
         scales, self.kept_scales = network.scalars(norms.sum(1))
         self.scales = scales.view(norms.shape).numpy()
         summed.mix(network.mix, memory.mixed)
         loops.scale_parts(memory.mixed.array, self.scales, memory.start.array)
         x = memory.start
-        self.prefactors = [layer.prefactors(self.attributes) for layer in network.layers]
         for k, layer in enumerate(network.layers):
-            self.interact(layer, memory.layers[k], self.prefactors[k], x)
+            self.interact(layer, memory.layers[k], atoms.prefactors[k], x)
             x = memory.layers[k].out
         self.x = x
         loops.part_norms(x.array, memory.norms_array)
@@ -160,7 +177,8 @@ class _Pass:
         loops.part_norms_reverse(self.x.array, by_norms.view(memory.norms.shape).numpy(), g.array)
         for k in reversed(range(len(network.layers))):
             self.interact_reverse(
-                network.layers[k], memory.layers[k], self.prefactors[k], g, spare, by_distance,
+                network.layers[k], memory.layers[k], self.atoms.prefactors[k], g, spare,
+                by_distance,
                 gradient,
             )  # fmt: skip
             g, spare = spare, g
@@ -173,10 +191,9 @@ class _Pass:
         by_norms = by_norm.unsqueeze(1).expand(-1, 3, -1).contiguous()
         loops.part_norms_reverse(memory.summed.array, by_norms.numpy(), spare.array)
         walks.to_blocks(spare.array, memory.gathered)
-        a, b = (feature.numpy() for feature in self.features)
         walks.embed_pairs_reverse(
-            *self.pairs, self.slopes, network.table, a, b, self.angular, self.distances,
-            memory.gathered, gradient,
+            *self.pairs, self.slopes, network.table, self.atoms.receiver, self.atoms.sender,
+            self.angular, self.distances, memory.gathered, gradient,
         )  # fmt: skip
         return torch.from_numpy(gradient)
 
@@ -216,11 +233,9 @@ class _Pass:
 
 class _Energies(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, network, pairs, vectors, distances, receiver, sender, attributes):
+    def forward(ctx, network, pairs, vectors, distances, atoms):
         follow_torch_threads()
-        ctx.evaluation = _Pass(
-            network, (pairs, vectors.detach(), distances.detach(), receiver, sender, attributes)
-        )
+        ctx.evaluation = _Pass(network, pairs, vectors.detach(), distances.detach(), atoms)
         return ctx.evaluation.forward()
 
     @staticmethod
@@ -231,7 +246,7 @@ class _Energies(torch.autograd.Function):
                 "or FusedTensorNet (get_hessian does)"
             )
         gradient = ctx.evaluation.backward(upstream.contiguous())
-        return None, None, gradient, None, None, None, None
+        return None, None, gradient, None, None
 
 
 class TensorNetInference(nn.Module):
@@ -280,47 +295,44 @@ class TensorNetInference(nn.Module):
         partial_charges: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """As `TensorNet.forward`."""
-        features, attributes = self._of_atoms(
-            numbers, system, charge, multiplicity, partial_charges
-        )
-        return {"energies": _Energies.apply(self, pairs, vectors, distances, *features, attributes)}
+        atoms = self.of_atoms(numbers, system, charge, multiplicity, partial_charges)
+        return {"energies": _Energies.apply(self, pairs, vectors, distances, atoms)}
 
     @torch.no_grad()
-    def evaluate(
+    def of_atoms(
         self,
         numbers: Tensor,
-        pairs: Tensor,
-        vectors: Tensor,
-        distances: Tensor,
         system: Tensor,
         charge: Tensor,
         multiplicity: Tensor,
         partial_charges: Tensor | None = None,
+    ) -> OfAtoms:
+        """What of the arguments of `forward` does not depend on positions, for `evaluate`."""
+        core = self.core
+        attributes = core.attributes(system, charge, multiplicity, partial_charges)
+        state = core.embedded_state(charge, multiplicity)
+        receiver, sender = core.embedding.atom_features(numbers, state, system)
+        return OfAtoms(
+            receiver.contiguous().numpy(),
+            sender.contiguous().numpy(),
+            self.at_zero * (receiver + sender),
+            [layer.prefactors(attributes) for layer in self.layers],
+        )
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        pairs: Tensor,
+        vectors: Tensor,
+        distances: Tensor,
+        atoms: OfAtoms,
         *,
         derivative: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """Without autograd: energies of the atoms [N] and, if wanted, the derivative of their sum
         by the vectors [P, 3]."""
         follow_torch_threads()
-        features, attributes = self._of_atoms(
-            numbers, system, charge, multiplicity, partial_charges
-        )
-        evaluation = _Pass(self, (pairs, vectors, distances, *features, attributes))
+        evaluation = _Pass(self, pairs, vectors, distances, atoms)
         energies = evaluation.forward()
         gradient = evaluation.backward(torch.ones_like(energies)) if derivative else None
         return energies, gradient
-
-    def _of_atoms(
-        self,
-        numbers: Tensor,
-        system: Tensor,
-        charge: Tensor,
-        multiplicity: Tensor,
-        partial_charges: Tensor | None,
-    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Both halves of the pair embedding 2 x [N, F] and the attributes [N, A]."""
-        core = self.core
-        with torch.no_grad():
-            attributes = core.attributes(system, charge, multiplicity, partial_charges)
-            state = core.embedded_state(charge, multiplicity)
-            return core.embedding.atom_features(numbers, state, system), attributes

@@ -23,6 +23,7 @@ from numba import njit, prange
 
 from nnpcalc.kernels.cpu import compiled
 from nnpcalc.kernels.simd import (
+    EXACT,
     blocks,
     item,
     lanes_of,
@@ -35,7 +36,7 @@ from nnpcalc.kernels.simd import (
 )
 from nnpcalc.kernels.workspace import aligned
 
-_inline: dict[str, Any] = {"fastmath": True, "inline": "always"}
+_inline: dict[str, Any] = {"fastmath": EXACT, "inline": "always"}
 
 
 def table_blocks(table: np.ndarray) -> np.ndarray:
@@ -49,31 +50,36 @@ def table_blocks(table: np.ndarray) -> np.ndarray:
     return out
 
 
+@njit(fastmath=EXACT)
+def _pair_geometry(p, vectors, distances, grid, knot, w, dw, angular):
+    step, last = grid[0], int(grid[1]) - 2
+    scaled = distances[p] / step
+    interval = min(int(scaled), last)
+    t = scaled - interval
+    s = 1.0 - t
+    knot[p] = interval
+    w[p, 0], w[p, 1] = (1.0 + 2.0 * t) * s * s, t * s * s
+    w[p, 2], w[p, 3] = t * t * (3.0 - 2.0 * t), -t * t * s
+    steep = 6.0 * t * s / step
+    dw[p, 0], dw[p, 1] = -steep, s * (s - 2.0 * t) / step
+    dw[p, 2], dw[p, 3] = steep, t * (t - 2.0 * s) / step
+    inverse = -1.0 / distances[p]
+    ux, uy, uz = vectors[p, 0] * inverse, vectors[p, 1] * inverse, vectors[p, 2] * inverse
+    third = 1.0 / 3.0
+    angular[p, 0] = 1.0
+    angular[p, 1], angular[p, 2], angular[p, 3] = ux, uy, uz
+    angular[p, 4], angular[p, 5], angular[p, 6] = ux * ux - third, ux * uy, ux * uz
+    angular[p, 7], angular[p, 8] = uy * uy - third, uy * uz
+
+
 @compiled
 def pair_geometry(vectors, distances, grid, knot, w, dw, angular):
     """What the pairs' vectors say, once for all stages; grid: step (Å) and number of knots.
 
     knot, w and dw as in `hermite_weights` and `hermite_slopes`, angular [P, 9] as `pair_tensors`.
     """
-    step, last = grid[0], int(grid[1]) - 2
     for p in prange(distances.size):
-        scaled = distances[p] / step
-        interval = min(int(scaled), last)
-        t = scaled - interval
-        s = 1.0 - t
-        knot[p] = interval
-        w[p, 0], w[p, 1] = (1.0 + 2.0 * t) * s * s, t * s * s
-        w[p, 2], w[p, 3] = t * t * (3.0 - 2.0 * t), -t * t * s
-        steep = 6.0 * t * s / step
-        dw[p, 0], dw[p, 1] = -steep, s * (s - 2.0 * t) / step
-        dw[p, 2], dw[p, 3] = steep, t * (t - 2.0 * s) / step
-        inverse = -1.0 / distances[p]
-        ux, uy, uz = vectors[p, 0] * inverse, vectors[p, 1] * inverse, vectors[p, 2] * inverse
-        third = 1.0 / 3.0
-        angular[p, 0] = 1.0
-        angular[p, 1], angular[p, 2], angular[p, 3] = ux, uy, uz
-        angular[p, 4], angular[p, 5], angular[p, 6] = ux * ux - third, ux * uy, ux * uz
-        angular[p, 7], angular[p, 8] = uy * uy - third, uy * uz
+        _pair_geometry(p, vectors, distances, grid, knot, w, dw, angular)
 
 
 @compiled
@@ -104,7 +110,7 @@ def _radial(weights, table, b, row, part):
     )
 
 
-@njit(fastmath=True)
+@njit(fastmath=EXACT)
 def _embed_pairs(task, pointer, j, knot, w, table, a, b, angular, out):
     block, n = task // a.shape[0], task % a.shape[0]
     f = block * lanes_of(a)
@@ -143,7 +149,7 @@ def embed_pairs(pointer, j, knot, w, table, a, b, angular, out):
         _embed_pairs(task, pointer, j, knot, w, table, a, b, angular, out)
 
 
-@njit(fastmath=True)
+@njit(fastmath=EXACT)
 def _embed_pairs_reverse(n, pointer, j, knot, w, dw, table, a, b, angular, distances, g, gradient):
     for p in range(item(pointer, n), item(pointer, n + 1)):
         weights, slopes, row, m = _weights(w, p), _weights(dw, p), 2 * item(knot, p), item(j, p)
@@ -199,7 +205,7 @@ def embed_pairs_reverse(pointer, j, knot, w, dw, table, a, b, angular, distances
         )
 
 
-@njit(fastmath=True)
+@njit(fastmath=EXACT)
 def _message_pairs(task, pointer, j, knot, w, table, y, out):
     block, n = task // y.shape[1], task % y.shape[1]
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = zeros(y)
@@ -241,7 +247,7 @@ def _add_part(vector, out, c, n, f, left):
     store_part(load_part(out, (c, n, f), left) + vector, out, (c, n, f), left)
 
 
-@njit(fastmath=True)
+@njit(fastmath=EXACT)
 def _message_pairs_reverse(task, pointer, j, knot, w, dw, table, y, g, out, by_distance):
     block, n = task // y.shape[1], task % y.shape[1]
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = zeros(y)
@@ -298,14 +304,19 @@ def message_pairs_reverse(pointer, j, knot, w, dw, table, y, g, out, by_distance
         _message_pairs_reverse(task, pointer, j, knot, w, dw, table, y, g, out, by_distance)
 
 
+@njit(fastmath=EXACT)
+def _add_along(p, by_distance, vectors, distances, gradient):
+    factor = by_distance[0, p]
+    for block in range(1, by_distance.shape[0]):
+        factor += by_distance[block, p]
+    factor /= distances[p]
+    gradient[p, 0] += factor * vectors[p, 0]
+    gradient[p, 1] += factor * vectors[p, 1]
+    gradient[p, 2] += factor * vectors[p, 2]
+
+
 @compiled
 def add_along(by_distance, vectors, distances, gradient):
     """gradient[p] [P, 3] += the sum of by_distance [B, P] over the blocks, along the vector."""
     for p in prange(distances.size):
-        factor = by_distance[0, p]
-        for block in range(1, by_distance.shape[0]):
-            factor += by_distance[block, p]
-        factor /= distances[p]
-        gradient[p, 0] += factor * vectors[p, 0]
-        gradient[p, 1] += factor * vectors[p, 1]
-        gradient[p, 2] += factor * vectors[p, 2]
+        _add_along(p, by_distance, vectors, distances, gradient)

@@ -24,6 +24,10 @@ from numba import extending, types
 from numba.core import cgutils
 from numba.extending import models, overload, register_model
 
+#: Freedom for the compiler that leaves the order of sums alone: the same function then gives the
+#: same bits wherever it is compiled into.
+EXACT = {"nnan", "ninf", "nsz", "contract"}
+
 intrinsic: Any = extending.intrinsic  # what it returns is a function for numba, not for mypy
 
 _FEATURES = binding.get_host_cpu_features()
@@ -218,7 +222,7 @@ def _arithmetic(python: Any, instruction: str) -> None:
         def generate(context, builder, signature, values):
             pairs = zip(values, signature.args, strict=True)
             x, y = (_spread(context, builder, value, kind, vector) for value, kind in pairs)
-            return getattr(builder, instruction)(x, y, flags=("fast",))
+            return getattr(builder, instruction)(x, y, flags=tuple(sorted(EXACT)))
 
         return vector(a, b), generate
 
