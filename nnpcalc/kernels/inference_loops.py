@@ -163,7 +163,7 @@ def _product(a, b, symmetric):
     return _add(one, _multiply(b, a) if symmetric else one)
 
 
-@njit(fastmath=EXACT)
+@njit(fastmath=EXACT, forceinline=True)
 def _part_norms(n, x, out):
     channels = x.shape[2]
     for f in range(0, channels, lanes_of(x)):
@@ -181,7 +181,7 @@ def part_norms(x, out):
         _part_norms(n, x, out)
 
 
-@njit(fastmath=EXACT)
+@njit(fastmath=EXACT, forceinline=True)
 def _part_norms_reverse(n, x, g, out):
     channels = x.shape[2]
     for f in range(0, channels, lanes_of(x)):
@@ -199,7 +199,7 @@ def part_norms_reverse(x, g, out):
         _part_norms_reverse(n, x, g, out)
 
 
-@njit(fastmath=EXACT)
+@njit(fastmath=EXACT, forceinline=True)
 def _normalise(n, x, out, inverse):
     channels = x.shape[2]
     for f in range(0, channels, lanes_of(x)):
@@ -225,7 +225,7 @@ def _normalised_reverse(normalised, inverse, g):
     return _add(_scale(inverse, g), _norms_reverse(normalised, factor, factor, factor))
 
 
-@njit(fastmath=EXACT)
+@njit(fastmath=EXACT, forceinline=True)
 def _normalise_reverse(n, normalised, inverse, g, out):
     channels = g.shape[2]
     for f in range(0, channels, lanes_of(g)):
@@ -260,7 +260,7 @@ def _each(u, v):
     )  # fmt: skip
 
 
-@njit(fastmath=EXACT)
+@njit(fastmath=EXACT, forceinline=True)
 def _react(n, y, at_zero, g, symmetric, message, inverse, out):
     channels = y.shape[2]
     for f in range(0, channels, lanes_of(y)):
@@ -287,7 +287,7 @@ def react(y, at_zero, g, symmetric, message, inverse, out):
         _react(n, y, at_zero, g, symmetric, message, inverse, out)
 
 
-@njit(fastmath=EXACT)
+@njit(fastmath=EXACT, forceinline=True)
 def _react_reverse(n, y, message, at_zero, g, symmetric, reacted, inverse, upstream, by_y, by_m):
     channels = y.shape[2]
     for f in range(0, channels, lanes_of(y)):
@@ -315,7 +315,7 @@ def react_reverse(y, message, at_zero, g, symmetric, reacted, inverse, upstream,
         _react_reverse(n, y, message, at_zero, g, symmetric, reacted, inverse, upstream, by_y, by_m)
 
 
-@njit(fastmath=EXACT)
+@njit(fastmath=EXACT, forceinline=True)
 def _update(n, x, change, g, out):
     channels = x.shape[2]
     for f in range(0, channels, lanes_of(x)):
@@ -333,7 +333,7 @@ def update(x, change, g, out):
         _update(n, x, change, g, out)
 
 
-@njit(fastmath=EXACT)
+@njit(fastmath=EXACT, forceinline=True)
 def _update_reverse(n, change, g, upstream, out):
     channels = change.shape[2]
     for f in range(0, channels, lanes_of(change)):
@@ -352,7 +352,7 @@ def update_reverse(change, g, upstream, out):
         _update_reverse(n, change, g, upstream, out)
 
 
-@njit(fastmath=EXACT)
+@njit(fastmath=EXACT, forceinline=True)
 def _scale_parts(n, x, scales, out):
     channels = x.shape[2]
     for f in range(0, channels, lanes_of(x)):
@@ -369,7 +369,7 @@ def scale_parts(x, scales, out):
         _scale_parts(n, x, scales, out)
 
 
-@njit(fastmath=EXACT)
+@njit(fastmath=EXACT, forceinline=True)
 def _scale_parts_reverse(n, x, scales, g, by_x, by_scales):
     channels = x.shape[2]
     for f in range(0, channels, lanes_of(x)):

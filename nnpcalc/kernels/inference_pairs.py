@@ -50,19 +50,19 @@ def table_blocks(table: np.ndarray) -> np.ndarray:
     return out
 
 
-@njit(fastmath=EXACT)
+@njit(fastmath=EXACT, forceinline=True)
 def _pair_geometry(p, vectors, distances, grid, knot, w, dw, angular):
-    step, last = grid[0], int(grid[1]) - 2
-    scaled = distances[p] / step
+    per_step, last = grid[0], int(grid[1]) - 2
+    scaled = distances[p] * per_step
     interval = min(int(scaled), last)
     t = scaled - interval
     s = 1.0 - t
     knot[p] = interval
     w[p, 0], w[p, 1] = (1.0 + 2.0 * t) * s * s, t * s * s
     w[p, 2], w[p, 3] = t * t * (3.0 - 2.0 * t), -t * t * s
-    steep = 6.0 * t * s / step
-    dw[p, 0], dw[p, 1] = -steep, s * (s - 2.0 * t) / step
-    dw[p, 2], dw[p, 3] = steep, t * (t - 2.0 * s) / step
+    steep = 6.0 * t * s * per_step
+    dw[p, 0], dw[p, 1] = -steep, s * (s - 2.0 * t) * per_step
+    dw[p, 2], dw[p, 3] = steep, t * (t - 2.0 * s) * per_step
     inverse = -1.0 / distances[p]
     ux, uy, uz = vectors[p, 0] * inverse, vectors[p, 1] * inverse, vectors[p, 2] * inverse
     third = 1.0 / 3.0
@@ -74,7 +74,7 @@ def _pair_geometry(p, vectors, distances, grid, knot, w, dw, angular):
 
 @compiled
 def pair_geometry(vectors, distances, grid, knot, w, dw, angular):
-    """What the pairs' vectors say, once for all stages; grid: step (Å) and number of knots.
+    """What the pairs' vectors say, once for all stages; grid: knots per Å and how many there are.
 
     knot, w and dw as in `hermite_weights` and `hermite_slopes`, angular [P, 9] as `pair_tensors`.
     """
@@ -110,7 +110,7 @@ def _radial(weights, table, b, row, part):
     )
 
 
-@njit(fastmath=EXACT)
+@njit(fastmath=EXACT, forceinline=True)
 def _embed_pairs(task, pointer, j, knot, w, table, a, b, angular, out):
     block, n = task // a.shape[0], task % a.shape[0]
     f = block * lanes_of(a)
@@ -149,7 +149,7 @@ def embed_pairs(pointer, j, knot, w, table, a, b, angular, out):
         _embed_pairs(task, pointer, j, knot, w, table, a, b, angular, out)
 
 
-@njit(fastmath=EXACT)
+@njit(fastmath=EXACT, forceinline=True)
 def _embed_pairs_reverse(n, pointer, j, knot, w, dw, table, a, b, angular, distances, g, gradient):
     for p in range(item(pointer, n), item(pointer, n + 1)):
         weights, slopes, row, m = _weights(w, p), _weights(dw, p), 2 * item(knot, p), item(j, p)
@@ -205,7 +205,7 @@ def embed_pairs_reverse(pointer, j, knot, w, dw, table, a, b, angular, distances
         )
 
 
-@njit(fastmath=EXACT)
+@njit(fastmath=EXACT, forceinline=True)
 def _message_pairs(task, pointer, j, knot, w, table, y, out):
     block, n = task // y.shape[1], task % y.shape[1]
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = zeros(y)
@@ -247,7 +247,7 @@ def _add_part(vector, out, c, n, f, left):
     store_part(load_part(out, (c, n, f), left) + vector, out, (c, n, f), left)
 
 
-@njit(fastmath=EXACT)
+@njit(fastmath=EXACT, forceinline=True)
 def _message_pairs_reverse(task, pointer, j, knot, w, dw, table, y, g, out, by_distance):
     block, n = task // y.shape[1], task % y.shape[1]
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = zeros(y)
@@ -304,7 +304,7 @@ def message_pairs_reverse(pointer, j, knot, w, dw, table, y, g, out, by_distance
         _message_pairs_reverse(task, pointer, j, knot, w, dw, table, y, g, out, by_distance)
 
 
-@njit(fastmath=EXACT)
+@njit(fastmath=EXACT, forceinline=True)
 def _add_along(p, by_distance, vectors, distances, gradient):
     factor = by_distance[0, p]
     for block in range(1, by_distance.shape[0]):
