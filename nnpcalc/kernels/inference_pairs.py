@@ -54,7 +54,7 @@ def table_blocks(table: np.ndarray) -> np.ndarray:
 def _pair_geometry(p, vectors, distances, grid, knot, w, dw, angular):
     per_step, last = grid[0], int(grid[1]) - 2
     scaled = distances[p] * per_step
-    interval = min(int(scaled), last)
+    interval = max(0, min(int(scaled), last))  # whatever the distance: memory is not checked
     t = scaled - interval
     s = 1.0 - t
     knot[p] = interval
