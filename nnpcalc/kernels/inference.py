@@ -271,8 +271,7 @@ class TensorNetInference(nn.Module):
         stages = (embedding, *core.layers)
         tables = inference_tables(stages, self.cutoff, weight.dtype, n_knots)
         self.n_knots = tables[0].shape[0] // 2
-        self.step = self.cutoff / (self.n_knots - 1)
-        self.grid = np.array((1.0 / self.step, self.n_knots))
+        self.grid = np.array(((self.n_knots - 1) / self.cutoff, self.n_knots))
         self.pool = Pool()
         self.table = walks.table_blocks(tables[0].numpy())
         self.layers = [

@@ -21,7 +21,7 @@ _inline: dict[str, Any] = {"fastmath": EXACT, "inline": "always"}
 
 
 @njit(**_inline)
-def _load(x, n, f, left):
+def load_tensor(x, n, f, left):
     """The components of x[:, n] for the channels from f on, `left` of which there are."""
     return (
         load_part(x, (0, n, f), left), load_part(x, (1, n, f), left),
@@ -33,8 +33,8 @@ def _load(x, n, f, left):
 
 
 @njit(**_inline)
-def _store(v, x, n, f, left):
-    """x[:, n] = v, as in `_load`."""
+def store_tensor(v, x, n, f, left):
+    """x[:, n] = v, as in `load_tensor`."""
     store_part(v[0], x, (0, n, f), left)
     store_part(v[1], x, (1, n, f), left)
     store_part(v[2], x, (2, n, f), left)
@@ -47,7 +47,7 @@ def _store(v, x, n, f, left):
 
 
 @njit(**_inline)
-def _add(u, v):
+def add(u, v):
     return (
         u[0] + v[0], u[1] + v[1], u[2] + v[2], u[3] + v[3], u[4] + v[4], u[5] + v[5], u[6] + v[6],
         u[7] + v[7], u[8] + v[8],
@@ -160,7 +160,7 @@ def _multiply(a, b):
 def _product(a, b, symmetric):
     """a b + b a, or 2 a b."""
     one = _multiply(a, b)
-    return _add(one, _multiply(b, a) if symmetric else one)
+    return add(one, _multiply(b, a) if symmetric else one)
 
 
 @njit(fastmath=EXACT, forceinline=True)
@@ -168,7 +168,7 @@ def _part_norms(n, x, out):
     channels = x.shape[2]
     for f in range(0, channels, lanes_of(x)):
         left = channels - f
-        i, a, s = _norms(_load(x, n, f, left))
+        i, a, s = _norms(load_tensor(x, n, f, left))
         store_part(i, out, (n, 0, f), left)
         store_part(a, out, (n, 1, f), left)
         store_part(s, out, (n, 2, f), left)
@@ -188,8 +188,8 @@ def _part_norms_reverse(n, x, g, out):
         left = channels - f
         i, a = load_part(g, (n, 0, f), left), load_part(g, (n, 1, f), left)
         s = load_part(g, (n, 2, f), left)
-        change = _norms_reverse(_load(x, n, f, left), i, a, s)
-        _store(_add(_load(out, n, f, left), change), out, n, f, left)
+        change = _norms_reverse(load_tensor(x, n, f, left), i, a, s)
+        store_tensor(add(load_tensor(out, n, f, left), change), out, n, f, left)
 
 
 @compiled
@@ -204,11 +204,11 @@ def _normalise(n, x, out, inverse):
     channels = x.shape[2]
     for f in range(0, channels, lanes_of(x)):
         left = channels - f
-        v = _load(x, n, f, left)
+        v = load_tensor(x, n, f, left)
         i, a, s = _norms(v)
         scale = 1.0 / (1.0 + i + a + s)
         store_part(scale, inverse, (n, f), left)
-        _store(_scale(scale, v), out, n, f, left)
+        store_tensor(_scale(scale, v), out, n, f, left)
 
 
 @compiled
@@ -222,7 +222,7 @@ def normalise(x, out, inverse):
 def _normalised_reverse(normalised, inverse, g):
     """Derivative of sum(g * v / (|v|^2 + 1)) by v, from the normalised v."""
     factor = -1.0 * _dot(g, normalised)
-    return _add(_scale(inverse, g), _norms_reverse(normalised, factor, factor, factor))
+    return add(_scale(inverse, g), _norms_reverse(normalised, factor, factor, factor))
 
 
 @njit(fastmath=EXACT, forceinline=True)
@@ -230,8 +230,8 @@ def _normalise_reverse(n, normalised, inverse, g, out):
     channels = g.shape[2]
     for f in range(0, channels, lanes_of(g)):
         left = channels - f
-        v, u = _load(normalised, n, f, left), _load(g, n, f, left)
-        _store(_normalised_reverse(v, load_part(inverse, (n, f), left), u), out, n, f, left)
+        v, u = load_tensor(normalised, n, f, left), load_tensor(g, n, f, left)
+        store_tensor(_normalised_reverse(v, load_part(inverse, (n, f), left), u), out, n, f, left)
 
 
 @compiled
@@ -265,15 +265,15 @@ def _react(n, y, at_zero, g, symmetric, message, inverse, out):
     channels = y.shape[2]
     for f in range(0, channels, lanes_of(y)):
         left = channels - f
-        own = _load(y, n, f, left)
-        whole = _add(_load(message, n, f, left), _each(_load_row(at_zero, f, left), own))
-        _store(whole, message, n, f, left)
+        own = load_tensor(y, n, f, left)
+        whole = add(load_tensor(message, n, f, left), _each(_load_row(at_zero, f, left), own))
+        store_tensor(whole, message, n, f, left)
         product = _product(_matrix(own), _matrix(whole), symmetric[0])
         v = _scale(item(g, n), _components(product))
         i, a, s = _norms(v)
         scale = 1.0 / (1.0 + i + a + s)
         store_part(scale, inverse, (n, f), left)
-        _store(_scale(scale, v), out, n, f, left)
+        store_tensor(_scale(scale, v), out, n, f, left)
 
 
 @compiled
@@ -293,19 +293,19 @@ def _react_reverse(n, y, message, at_zero, g, symmetric, reacted, inverse, upstr
     for f in range(0, channels, lanes_of(y)):
         left = channels - f
         by_c = _normalised_reverse(
-            _load(reacted, n, f, left),
+            load_tensor(reacted, n, f, left),
             load_part(inverse, (n, f), left),
-            _load(upstream, n, f, left),
+            load_tensor(upstream, n, f, left),
         )
         u = _components_reverse(_scale(item(g, n), by_c))
-        a = _transposed(_matrix(_load(y, n, f, left)))
-        b = _transposed(_matrix(_load(message, n, f, left)))
+        a = _transposed(_matrix(load_tensor(y, n, f, left)))
+        b = _transposed(_matrix(load_tensor(message, n, f, left)))
         first, second = _multiply(u, b), _multiply(a, u)
-        first = _matrix_reverse(_add(first, _multiply(b, u) if symmetric[0] else first))
-        second = _matrix_reverse(_add(second, _multiply(u, a) if symmetric[0] else second))
-        _store(second, by_m, n, f, left)
+        first = _matrix_reverse(add(first, _multiply(b, u) if symmetric[0] else first))
+        second = _matrix_reverse(add(second, _multiply(u, a) if symmetric[0] else second))
+        store_tensor(second, by_m, n, f, left)
         own = _each(_load_row(at_zero, f, left), second)
-        _store(_add(first, own), by_y, n, f, left)
+        store_tensor(add(first, own), by_y, n, f, left)
 
 
 @compiled
@@ -320,10 +320,10 @@ def _update(n, x, change, g, out):
     channels = x.shape[2]
     for f in range(0, channels, lanes_of(x)):
         left = channels - f
-        v = _load(change, n, f, left)
+        v = load_tensor(change, n, f, left)
         m = _matrix(v)
         square = _scale(item(g, n), _components(_multiply(m, m)))
-        _store(_add(_add(_load(x, n, f, left), v), square), out, n, f, left)
+        store_tensor(add(add(load_tensor(x, n, f, left), v), square), out, n, f, left)
 
 
 @compiled
@@ -338,11 +338,11 @@ def _update_reverse(n, change, g, upstream, out):
     channels = change.shape[2]
     for f in range(0, channels, lanes_of(change)):
         left = channels - f
-        m = _transposed(_matrix(_load(change, n, f, left)))
-        above = _load(upstream, n, f, left)
+        m = _transposed(_matrix(load_tensor(change, n, f, left)))
+        above = load_tensor(upstream, n, f, left)
         u = _components_reverse(_scale(item(g, n), above))
-        by_square = _matrix_reverse(_add(_multiply(u, m), _multiply(m, u)))
-        _store(_add(above, by_square), out, n, f, left)
+        by_square = _matrix_reverse(add(_multiply(u, m), _multiply(m, u)))
+        store_tensor(add(above, by_square), out, n, f, left)
 
 
 @compiled
@@ -359,7 +359,9 @@ def _scale_parts(n, x, scales, out):
         left = channels - f
         i, a = load_part(scales, (n, 0, f), left), load_part(scales, (n, 1, f), left)
         s = load_part(scales, (n, 2, f), left)
-        _store(_each((i, a, a, a, s, s, s, s, s), _load(x, n, f, left)), out, n, f, left)
+        store_tensor(
+            _each((i, a, a, a, s, s, s, s, s), load_tensor(x, n, f, left)), out, n, f, left
+        )
 
 
 @compiled
@@ -376,9 +378,9 @@ def _scale_parts_reverse(n, x, scales, g, by_x, by_scales):
         left = channels - f
         i, a = load_part(scales, (n, 0, f), left), load_part(scales, (n, 1, f), left)
         s = load_part(scales, (n, 2, f), left)
-        u = _load(g, n, f, left)
-        _store(_each((i, a, a, a, s, s, s, s, s), u), by_x, n, f, left)
-        p = _each(u, _load(x, n, f, left))
+        u = load_tensor(g, n, f, left)
+        store_tensor(_each((i, a, a, a, s, s, s, s, s), u), by_x, n, f, left)
+        p = _each(u, load_tensor(x, n, f, left))
         store_part(p[0], by_scales, (n, 0, f), left)
         store_part(p[1] + p[2] + p[3], by_scales, (n, 1, f), left)
         store_part(p[4] + p[5] + p[6] + p[7] + p[8], by_scales, (n, 2, f), left)

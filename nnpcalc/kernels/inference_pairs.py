@@ -22,6 +22,7 @@ import numpy as np
 from numba import njit, prange
 
 from nnpcalc.kernels.cpu import compiled
+from nnpcalc.kernels.inference_loops import add, load_tensor, store_tensor
 from nnpcalc.kernels.simd import (
     EXACT,
     blocks,
@@ -30,7 +31,6 @@ from nnpcalc.kernels.simd import (
     load,
     load_part,
     store,
-    store_part,
     total,
     zeros,
 )
@@ -110,36 +110,48 @@ def _radial(weights, table, b, row, part):
     )
 
 
+@njit(**_inline)
+def _nothing(x):
+    """A tensor of zeros, of an array's type."""
+    zero = zeros(x)
+    return zero, zero, zero, zero, zero, zero, zero, zero, zero
+
+
+@njit(**_inline)
+def _from_neighbour(weights, table, row, x, block, m):
+    """The tensor of atom m, gathered from blocks, times the radial functions of its parts."""
+    i = _radial(weights, table, block, row, 0)
+    a = _radial(weights, table, block, row, 1)
+    s = _radial(weights, table, block, row, 2)
+    return (
+        i * load(x, (block, m, 0, 0)), a * load(x, (block, m, 1, 0)),
+        a * load(x, (block, m, 2, 0)), a * load(x, (block, m, 3, 0)),
+        s * load(x, (block, m, 4, 0)), s * load(x, (block, m, 5, 0)),
+        s * load(x, (block, m, 6, 0)), s * load(x, (block, m, 7, 0)),
+        s * load(x, (block, m, 8, 0)),
+    )  # fmt: skip
+
+
 @njit(fastmath=EXACT, forceinline=True)
 def _embed_pairs(task, pointer, j, knot, w, table, a, b, angular, out):
     block, n = task // a.shape[0], task % a.shape[0]
     f = block * lanes_of(a)
     left = a.shape[1] - f
     own = load_part(a, (n, f), left)
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = zeros(a)
+    sums = _nothing(a)
     for p in range(item(pointer, n), item(pointer, n + 1)):
         weights, row = _weights(w, p), 2 * item(knot, p)
         z = own + load_part(b, (item(j, p), f), left)
-        s0 += z * _radial(weights, table, block, row, 0)
         r = z * _radial(weights, table, block, row, 1)
-        s1 += item(angular, (p, 1)) * r
-        s2 += item(angular, (p, 2)) * r
-        s3 += item(angular, (p, 3)) * r
-        r = z * _radial(weights, table, block, row, 2)
-        s4 += item(angular, (p, 4)) * r
-        s5 += item(angular, (p, 5)) * r
-        s6 += item(angular, (p, 6)) * r
-        s7 += item(angular, (p, 7)) * r
-        s8 += item(angular, (p, 8)) * r
-    store_part(s0, out, (0, n, f), left)
-    store_part(s1, out, (1, n, f), left)
-    store_part(s2, out, (2, n, f), left)
-    store_part(s3, out, (3, n, f), left)
-    store_part(s4, out, (4, n, f), left)
-    store_part(s5, out, (5, n, f), left)
-    store_part(s6, out, (6, n, f), left)
-    store_part(s7, out, (7, n, f), left)
-    store_part(s8, out, (8, n, f), left)
+        s = z * _radial(weights, table, block, row, 2)
+        one = (
+            z * _radial(weights, table, block, row, 0),
+            item(angular, (p, 1)) * r, item(angular, (p, 2)) * r, item(angular, (p, 3)) * r,
+            item(angular, (p, 4)) * s, item(angular, (p, 5)) * s, item(angular, (p, 6)) * s,
+            item(angular, (p, 7)) * s, item(angular, (p, 8)) * s,
+        )  # fmt: skip
+        sums = add(sums, one)
+    store_tensor(sums, out, n, f, left)
 
 
 @compiled
@@ -208,31 +220,13 @@ def embed_pairs_reverse(pointer, j, knot, w, dw, table, a, b, angular, distances
 @njit(fastmath=EXACT, forceinline=True)
 def _message_pairs(task, pointer, j, knot, w, table, y, out):
     block, n = task // y.shape[1], task % y.shape[1]
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = zeros(y)
+    sums = _nothing(y)
     for p in range(item(pointer, n), item(pointer, n + 1)):
-        weights, row, m = _weights(w, p), 2 * item(knot, p), item(j, p)
-        s0 += _radial(weights, table, block, row, 0) * load(y, (block, m, 0, 0))
-        r = _radial(weights, table, block, row, 1)
-        s1 += r * load(y, (block, m, 1, 0))
-        s2 += r * load(y, (block, m, 2, 0))
-        s3 += r * load(y, (block, m, 3, 0))
-        r = _radial(weights, table, block, row, 2)
-        s4 += r * load(y, (block, m, 4, 0))
-        s5 += r * load(y, (block, m, 5, 0))
-        s6 += r * load(y, (block, m, 6, 0))
-        s7 += r * load(y, (block, m, 7, 0))
-        s8 += r * load(y, (block, m, 8, 0))
+        sums = add(
+            sums, _from_neighbour(_weights(w, p), table, 2 * item(knot, p), y, block, item(j, p))
+        )
     f = block * lanes_of(y)
-    left = out.shape[2] - f
-    store_part(s0, out, (0, n, f), left)
-    store_part(s1, out, (1, n, f), left)
-    store_part(s2, out, (2, n, f), left)
-    store_part(s3, out, (3, n, f), left)
-    store_part(s4, out, (4, n, f), left)
-    store_part(s5, out, (5, n, f), left)
-    store_part(s6, out, (6, n, f), left)
-    store_part(s7, out, (7, n, f), left)
-    store_part(s8, out, (8, n, f), left)
+    store_tensor(sums, out, n, f, out.shape[2] - f)
 
 
 @compiled
@@ -242,28 +236,13 @@ def message_pairs(pointer, j, knot, w, table, y, out):
         _message_pairs(task, pointer, j, knot, w, table, y, out)
 
 
-@njit(**_inline)
-def _add_part(vector, out, c, n, f, left):
-    store_part(load_part(out, (c, n, f), left) + vector, out, (c, n, f), left)
-
-
 @njit(fastmath=EXACT, forceinline=True)
 def _message_pairs_reverse(task, pointer, j, knot, w, dw, table, y, g, out, by_distance):
     block, n = task // y.shape[1], task % y.shape[1]
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = zeros(y)
+    sums = _nothing(y)
     for p in range(item(pointer, n), item(pointer, n + 1)):
         weights, slopes, row, m = _weights(w, p), _weights(dw, p), 2 * item(knot, p), item(j, p)
-        s0 += _radial(weights, table, block, row, 0) * load(g, (block, m, 0, 0))
-        r = _radial(weights, table, block, row, 1)
-        s1 += r * load(g, (block, m, 1, 0))
-        s2 += r * load(g, (block, m, 2, 0))
-        s3 += r * load(g, (block, m, 3, 0))
-        r = _radial(weights, table, block, row, 2)
-        s4 += r * load(g, (block, m, 4, 0))
-        s5 += r * load(g, (block, m, 5, 0))
-        s6 += r * load(g, (block, m, 6, 0))
-        s7 += r * load(g, (block, m, 7, 0))
-        s8 += r * load(g, (block, m, 8, 0))
+        sums = add(sums, _from_neighbour(weights, table, row, g, block, m))
         product = load(g, (block, n, 0, 0)) * load(y, (block, m, 0, 0))
         steep = _radial(slopes, table, block, row, 0) * product
         product = (
@@ -283,15 +262,7 @@ def _message_pairs_reverse(task, pointer, j, knot, w, dw, table, y, g, out, by_d
         by_distance[block, p] = total(steep)
     f = block * lanes_of(y)
     left = out.shape[2] - f
-    _add_part(s0, out, 0, n, f, left)
-    _add_part(s1, out, 1, n, f, left)
-    _add_part(s2, out, 2, n, f, left)
-    _add_part(s3, out, 3, n, f, left)
-    _add_part(s4, out, 4, n, f, left)
-    _add_part(s5, out, 5, n, f, left)
-    _add_part(s6, out, 6, n, f, left)
-    _add_part(s7, out, 7, n, f, left)
-    _add_part(s8, out, 8, n, f, left)
+    store_tensor(add(load_tensor(out, n, f, left), sums), out, n, f, left)
 
 
 @compiled
