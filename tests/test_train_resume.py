@@ -34,9 +34,11 @@ def assert_same(one, other):
     assert one.progress == other.progress
 
 
-@pytest.mark.parametrize("knots", [0, 128])
-def test_resume_is_bitwise(workplace, tmp_path, knots):
-    config = settings(workplace, knots=knots)
+@pytest.mark.parametrize(
+    "options", [{"knots": 0}, {"knots": 128}, {"optimizer": "muon"}], ids=["eager", "fused", "muon"]
+)
+def test_resume_is_bitwise(workplace, tmp_path, options):
+    config = settings(workplace, **options)
     whole = Trainer(config, tmp_path / "whole")
     whole.run(silent)
     part = Trainer(config, tmp_path / "part")

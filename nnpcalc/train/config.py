@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEDULES = ("cosine", "plateau")
+OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("float32", "tf32", "bfloat16")
 TERMS = ("coulomb", "d3")  # what [terms] may hold; their settings are those of `build_potential`
 
@@ -51,7 +52,8 @@ class TrainingConfig:
     plateau_patience: int = 5  # epochs without a best validation loss before the rate is lowered
     plateau_factor: float = 0.5  # by this factor
     patience: int = 0  # stop after so many epochs without a best validation loss; 0: never
-    weight_decay: float = 0.0  # of AdamW
+    optimizer: str = "adamw"  # or "muon": Muon for the matrices, AdamW for all else
+    weight_decay: float = 0.0
     energy_weight: float = 5.0  # on |error of the energy per atom|, per eV
     final_energy_weight: float = 5.0  # reached at the end, in proportion to the steps done
     force_weight: float = 1.0  # on the length of the force error of an atom, per eV/Å
@@ -68,7 +70,11 @@ class TrainingConfig:
     keep_baseline: bool = False  # with initial: keep its atomic energies, else refit them
 
     def __post_init__(self) -> None:
-        for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
+        for name, known in (
+            ("schedule", SCHEDULES),
+            ("precision", PRECISIONS),
+            ("optimizer", OPTIMIZERS),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"[training] {name} = {getattr(self, name)!r}; known are {', '.join(known)}"

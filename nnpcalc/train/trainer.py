@@ -27,6 +27,7 @@ from nnpcalc.train.config import Config
 from nnpcalc.train.data import Baseline, Dataset, batches, collate, fit_baseline, index_pairs
 from nnpcalc.train.log import Events, ticker, write_csv
 from nnpcalc.train.loss import Totals, Weights, loss
+from nnpcalc.train.optimiser import optimiser
 from nnpcalc.train.precision import check_precision, matrix_products
 from nnpcalc.train.predict import ALONE, Errors, evaluate, predict
 from nnpcalc.train.processes import Processes
@@ -127,9 +128,7 @@ class Trainer:
             raise ValueError("precision = 'bfloat16' needs the eager network: set knots = 0")
         self.parameters = [p for p in self.potential.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters]
-        self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay
-        )
+        self.optimiser = optimiser(self.potential, options)
         self.repeats = np.ones(len(self.train), dtype=np.int64)
         for charge, times in config.data.repeats.items():
             self.repeats[self.train.charge == int(charge)] = times
