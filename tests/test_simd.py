@@ -7,6 +7,7 @@ from numba import njit
 from nnpcalc.kernels.simd import (
     LANES,
     blocks,
+    exp,
     item,
     lanes_of,
     load,
@@ -68,3 +69,25 @@ def test_whole_vectors(dtype):
 
 def test_operators_of_other_types_are_as_they_were():
     assert njit(lambda a, b: (a + b, a - b, a * b, a / b))(6, 3) == (9, 3, 18, 2.0)
+
+
+@njit
+def _exponentials(x, out):
+    for f in range(0, x.size, lanes_of(x)):
+        left = x.size - f
+        store_part(exp(load_part(x, f, left)), out, f, left)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_exponential_function(dtype):
+    """To the last digit or two of a number, and within its range for any argument."""
+    largest = {np.float32: 86.0, np.float64: 707.0}[dtype]
+    x = np.concatenate([np.linspace(-largest, largest, 5001), np.linspace(-1, 1, 5001)])
+    x = x.astype(dtype)
+    out = np.empty_like(x)
+    _exponentials(x, out)
+    exact = np.exp(x.astype(np.longdouble))
+    assert float((np.abs(out - exact) / exact).max()) < np.finfo(dtype).eps
+    beyond, out = np.array([-1e4, 0.0, 1e4], dtype), np.empty(3, dtype)
+    _exponentials(beyond, out)
+    assert 0.0 < out[0] < 1e-37 and out[1] == 1.0 and np.isfinite(out[2])

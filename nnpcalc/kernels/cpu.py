@@ -35,19 +35,26 @@ SMALL = 200_000
 _inline: dict[str, Any] = {"fastmath": True, "inline": "always"}
 
 
-def compiled(function: Callable[..., None]) -> Callable[..., None]:
+def _twin(function: Any, suffix: str, **names: Any) -> Any:
+    """A copy of a function; numba's cache goes by the name, so every program needs its own."""
+    name = f"{function.__name__}_{suffix}"
+    twin = FunctionType(function.__code__, {**function.__globals__, **names}, name)
+    twin.__qualname__, twin.__module__ = name, function.__module__
+    return twin
+
+
+def compiled(function: Callable[..., None]) -> Any:
     """Two programs from one loop: over threads for large arrays, plain for small ones.
 
     A parallel loop hands its work to other threads even if only one may run; a plain one does not.
     Vectors and tuples of them belong into a function that the loop calls: numba's analysis of
     parallel loops takes them for arrays.
+
+    Returns:
+        A function that picks the program; its attributes ``serial`` and ``parallel`` are the two.
     """
-    name = f"{function.__name__}_parallel"
-    # numba's cache goes by the name of a function, so the second program needs its own
-    twin = FunctionType(function.__code__, function.__globals__, name)
-    twin.__qualname__, twin.__module__ = name, function.__module__
     serial = njit(fastmath=True, cache=True)(function)
-    parallel = njit(fastmath=True, cache=True, parallel=True)(twin)
+    parallel = njit(fastmath=True, cache=True, parallel=True)(_twin(function, "parallel"))
 
     @wraps(function)
     def run(*arrays: np.ndarray) -> None:
@@ -55,7 +62,40 @@ def compiled(function: Callable[..., None]) -> Callable[..., None]:
         large = torch.get_num_threads() > 1 and max(array.size for array in arrays) > SMALL
         (parallel if large else serial)(*arrays)
 
+    run.serial, run.parallel = serial, parallel  # type: ignore[attr-defined]
     return run
+
+
+class composed:
+    """Two programs from a function that calls `compiled` or composed ones by their names.
+
+    One of them calls the plain programs only and the other the parallel ones only, without coming
+    back to Python between them.
+
+    Attributes:
+        serial, parallel: the programs.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.serial, self.parallel = (
+            njit(fastmath=True, cache=True)(
+                _twin(
+                    function,
+                    kind,
+                    **{
+                        name: getattr(value, kind)
+                        for name, value in function.__globals__.items()
+                        if hasattr(value, "serial") and hasattr(value, "parallel")
+                    },
+                )
+            )
+            for kind in ("serial", "parallel")
+        )
+
+    def __call__(self, size: int, *arguments: Any) -> Any:
+        """Call the program for features of so many elements."""
+        large = torch.get_num_threads() > 1 and size > SMALL
+        return (self.parallel if large else self.serial)(*arguments)
 
 
 @njit(cache=True)

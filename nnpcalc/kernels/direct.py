@@ -5,15 +5,16 @@ Its bookkeeping of positions, vectors and sums costs a small molecule half of wh
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor, nn
 
-from nnpcalc.kernels.inference import OfAtoms, TensorNetInference
-from nnpcalc.neighbors import pair_vectors
+from nnpcalc.kernels import inference_step as step
+from nnpcalc.kernels.forms import follow_torch_threads
+from nnpcalc.kernels.inference import TensorNetInference
+from nnpcalc.kernels.inference_step import Geometry, OfAtoms
 from nnpcalc.potential import Potential, stress_of_virial
 from nnpcalc.terms import ZBL, AtomicEnergies, StateEnergy, SystemEnergy
 from nnpcalc.terms.inputs import TermInputs
@@ -32,6 +33,7 @@ class _Fixed(NamedTuple):
         charge, multiplicity: in the dtype of the model [B].
         atoms: for the network.
         energies: of the atoms, from the terms that are constants [N], eV, float64.
+        reach: pairs nearer than the sum of their atoms' are seen by a term of distances [N], Å.
     """
 
     made_of: tuple[Tensor | None, ...]
@@ -39,31 +41,20 @@ class _Fixed(NamedTuple):
     charge: Tensor
     multiplicity: Tensor
     atoms: OfAtoms
-    energies: Tensor
+    energies: np.ndarray
+    reach: np.ndarray
+
+
+class _Sums(NamedTuple):
+    """Energies of the atoms [N], forces [N or 0, 3] and virial [B or 0, 3, 3], float64."""
+
+    energies: np.ndarray
+    forces: np.ndarray
+    virial: np.ndarray
 
 
 def _versions(tensors: tuple[Tensor | None, ...]) -> list[int]:
     return [0 if tensor is None else tensor._version for tensor in tensors]
-
-
-@njit(cache=True)
-def _forces(pairs, gradient, forces):
-    """forces [N, 3] += what the derivatives by the pairs' vectors [P, 3] say."""
-    for p in range(gradient.shape[0]):
-        i, j = pairs[0, p], pairs[1, p]
-        for a in range(3):
-            forces[i, a] += gradient[p, a]
-            forces[j, a] -= gradient[p, a]
-
-
-@njit(cache=True)
-def _virial(system, pairs, vectors, gradient, virial):
-    """virial [B, 3, 3] += vector times derivative by it, summed over the pairs of each system."""
-    for p in range(gradient.shape[0]):
-        b = system[pairs[0, p]]
-        for a in range(3):
-            for c in range(3):
-                virial[b, a, c] += vectors[p, a] * gradient[p, c]
 
 
 class DirectPotential(Potential):
@@ -79,7 +70,7 @@ class DirectPotential(Potential):
     ) -> None:
         super().__init__(core, terms, scale)
         self._constants = [term for term in terms if type(term) in CONSTANTS]
-        self._of_distances = [term for term in terms if type(term) in OF_DISTANCES]
+        self._of_distances = [term for term in terms if isinstance(term, OF_DISTANCES)]
         self._fixed: _Fixed | None = None
 
     @staticmethod
@@ -111,36 +102,54 @@ class DirectPotential(Potential):
             )  # fmt: skip
         wanted = compute_forces or compute_stress
         assert torch.is_grad_enabled() or not wanted, "call the model outside torch.no_grad()"
-        with torch.no_grad():
-            vectors = pair_vectors(positions, cell, system, pairs, shifts)
-            distances = torch.sqrt((vectors * vectors).sum(-1))
-            fixed = self._what_stays(numbers, system, charge, multiplicity, partial_charges)
-            energies, gradient = self.core.evaluate(
-                pairs, vectors, distances, fixed.atoms, derivative=wanted
-            )
-            energies = energies.to(torch.float64) * self.scale + fixed.energies
-        if wanted and self._of_distances:
-            distances.requires_grad_(True)
-        seen = TermInputs(
-            numbers, positions, cell, system, pairs, shifts, vectors, distances, fixed.charge,
-            fixed.multiplicity, None,
+        follow_torch_threads()
+        fixed = self._what_stays(numbers, system, charge, multiplicity, partial_charges)
+        n_atoms, n_systems = numbers.shape[0], cell.shape[0]
+        where = Geometry(
+            positions.detach().contiguous().numpy(), cell.contiguous().numpy(),
+            system.contiguous().numpy(), pairs.contiguous().numpy(), shifts.contiguous().numpy(),
+            fixed.reach,
         )  # fmt: skip
-        for term in self._of_distances:
-            energies = energies + term(seen)
-        results: dict[str, Tensor] = {"energies": energies.detach()}
-        sums = torch.zeros(cell.shape[0], dtype=torch.float64)
-        results["energy"] = sums.index_add_(0, system, results["energies"])
-        if gradient is not None:
-            whole = gradient.numpy().astype(np.float64)
-            whole *= self.scale
-            if energies.requires_grad:  # a term found something
-                (slopes,) = torch.autograd.grad(energies.sum(), distances)
-                along = (slopes / distances.detach()).unsqueeze(1) * vectors
-                whole += along.numpy()
-            self._derivatives(
-                results, whole, pairs, vectors, system, cell, compute_forces, compute_stress
-            )
+        sums = _Sums(
+            fixed.energies.copy(),
+            np.zeros((n_atoms if compute_forces else 0, 3)),
+            np.zeros((n_systems if compute_stress else 0, 3, 3)),
+        )
+        core, lent = self.core, self.core.lend(n_atoms)
+        vectors, distances, near = step.evaluate(
+            core.size(n_atoms), core.parameters_of_loops, fixed.atoms, where, lent.arrays,
+            self.scale, *sums,
+        )  # fmt: skip
+        core.pool.take_back(lent)
+        if near:
+            seen = TermInputs(
+                numbers, positions, cell, system, pairs, shifts, torch.from_numpy(vectors),
+                torch.from_numpy(distances), fixed.charge, fixed.multiplicity, None,
+            )  # fmt: skip
+            self._add_terms(seen, where, sums)
+        energies = torch.from_numpy(sums.energies)
+        total = torch.zeros(n_systems, dtype=torch.float64).index_add_(0, system, energies)
+        results = {"energies": energies, "energy": total}
+        if compute_forces:
+            results["forces"] = torch.from_numpy(sums.forces).to(positions.dtype)
+        if compute_stress:
+            results["stress"] = stress_of_virial(torch.from_numpy(sums.virial).to(cell.dtype), cell)
         return results
+
+    def _add_terms(self, seen: TermInputs, where: Geometry, sums: _Sums) -> None:
+        """What the terms of distances say, and its derivatives."""
+        derivatives = bool(len(sums.forces) or len(sums.virial))
+        distances = seen.distances.requires_grad_(derivatives)
+        for term in self._of_distances:
+            energies = term(seen)
+            sums.energies[:] += energies.detach().numpy()
+            if energies.requires_grad:
+                (slopes,) = torch.autograd.grad(energies.sum(), distances)
+                along = (slopes / distances.detach()).unsqueeze(1) * seen.vectors
+                step.add_forces(where.pairs, along.numpy(), 1.0, sums.forces)
+                step.add_virial(
+                    where.system, where.pairs, seen.vectors.numpy(), along.numpy(), 1.0, sums.virial
+                )
 
     def _what_stays(
         self,
@@ -159,7 +168,7 @@ class DirectPotential(Potential):
             and last.versions == _versions(made_of)
         ):
             return last
-        kind = self.core.at_zero.dtype
+        kind = self.core.dtype
         q, m = charge.to(kind), multiplicity.to(kind)
         atoms = self.core.of_atoms(numbers, system, q, m, partial_charges)
         energies = torch.zeros(numbers.shape[0], dtype=torch.float64)
@@ -170,30 +179,11 @@ class DirectPotential(Potential):
         )  # fmt: skip
         for term in self._constants:
             energies = energies + term(seen)
-        fixed = _Fixed(made_of, [], q, m, atoms, energies)
+        reach = torch.zeros(numbers.shape[0], dtype=kind)
+        for term in self._of_distances:
+            reach = torch.maximum(reach, term.reaches(numbers, kind))
+        fixed = _Fixed(made_of, [], q, m, atoms, energies.numpy(), reach.numpy())
         if any(tensor is not None and tensor.is_inference() for tensor in made_of):
             return fixed  # these do not count what is written into them
         self._fixed = fixed._replace(versions=_versions(made_of))
         return fixed
-
-    @staticmethod
-    def _derivatives(
-        results: dict[str, Tensor],
-        gradient: np.ndarray,
-        pairs: Tensor,
-        vectors: Tensor,
-        system: Tensor,
-        cell: Tensor,
-        forces: bool,
-        stress: bool,
-    ) -> None:
-        """Add forces and stress to results, from the derivatives by the vectors [P, 3]."""
-        ends: Any = pairs.numpy()
-        if forces:
-            total = np.zeros((system.shape[0], 3))
-            _forces(ends, gradient, total)
-            results["forces"] = torch.from_numpy(total).to(vectors.dtype)
-        if stress:
-            virial = np.zeros((cell.shape[0], 3, 3))
-            _virial(system.numpy(), ends, vectors.numpy(), gradient, virial)
-            results["stress"] = stress_of_virial(torch.from_numpy(virial).to(cell.dtype), cell)

@@ -7,236 +7,95 @@ asked for, that by the pair vectors; it is written out, and autograd sees a sing
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnpcalc.kernels import inference_loops as loops
 from nnpcalc.kernels import inference_pairs as walks
+from nnpcalc.kernels import inference_step as step
 from nnpcalc.kernels.forms import follow_torch_threads
+from nnpcalc.kernels.inference_step import Memory, OfAtoms, Parameters
+from nnpcalc.kernels.perceptron import Activations, Perceptron
+from nnpcalc.kernels.rows import packed, padded
+from nnpcalc.kernels.simd import blocks
 from nnpcalc.kernels.table import inference_tables
-from nnpcalc.kernels.workspace import Block, LayerMemory, Pool
+from nnpcalc.kernels.workspace import Lent, Pool, aligned
 from nnpcalc.models.tensornet import TensorNet
 
 
-class Perceptron:
-    """LayerNorm (if any) and linear layers with SiLU after each, but perhaps the last.
-
-    `__call__` keeps what `reverse` needs.
-    """
-
-    def __init__(self, norm: Any, linears: list[Any], last_activated: bool) -> None:
-        self.norm, self.linears, self.last_activated = norm, linears, last_activated
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        norm = self.norm
-        h, mean, deviation = torch.native_layer_norm(
-            x, norm.normalized_shape, norm.weight, norm.bias, norm.eps
-        )
-        kept = [x, mean, deviation]
-        for k, linear in enumerate(self.linears):
-            h = nn.functional.linear(h, linear.weight, linear.bias)
-            if k + 1 < len(self.linears) or self.last_activated:
-                kept.append(h)
-                h = nn.functional.silu(h)
-        return h, kept
-
-    def reverse(self, g: Tensor, kept: list[Tensor]) -> Tensor:
-        x, mean, deviation, *before = kept
-        if not self.last_activated:
-            g = g @ self.linears[-1].weight
-        activated = self.linears if self.last_activated else self.linears[:-1]
-        for linear, h in zip(reversed(activated), reversed(before), strict=True):
-            g = torch.ops.aten.silu_backward(g, h) @ linear.weight
-        norm = self.norm
-        (g, _, _) = torch.ops.aten.native_layer_norm_backward(
-            g, x, norm.normalized_shape, mean, deviation, norm.weight, norm.bias,
-            [True, False, False],
-        )  # fmt: skip
-        return g
+def _stacked(arrays: list[np.ndarray], empty: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Arrays of the layers as one [L, ...], also where there is no layer."""
+    out = aligned((len(arrays), *(arrays[0].shape if arrays else empty)), dtype)
+    for k, array in enumerate(arrays):
+        out[k] = array
+    return out
 
 
-class _Layer:
-    """The parameters of an interaction layer as the loops want them."""
+def _parameters(core: TensorNet, tables: list[Tensor]) -> Parameters:
+    """Copies of all parameters as the loops want them."""
+    embedding: Any = core.embedding
+    layers: list[Any] = list(core.layers)
+    dtype = tables[0].numpy().dtype
+    blocked = [walks.table_blocks(table.numpy()) for table in tables]
+    channels = core.linear.weight.shape[0]
 
-    def __init__(self, layer: Any, table: Tensor) -> None:
-        self.module = layer
-        self.table = walks.table_blocks(table.numpy())
-        self.dtype = self.table.dtype
-        self.before, self.before_t = _both_ways(layer.mix_before)
-        self.after, self.after_t = _both_ways(layer.mix_after)
-        self.at_zero = layer.at_zero(table[None, :1]).detach()[0].numpy()
-        self.symmetric = np.array([bool(layer.parity)])
+    def mixing(modules: list[Any], *, back: bool) -> np.ndarray:
+        weights = [module.weight.detach() for module in modules]
+        turned = [w if back else w.transpose(1, 2) for w in weights]
+        one = packed(np.zeros((3, channels, channels), dtype))
+        return _stacked([packed(w.contiguous().numpy()) for w in turned], one.shape, dtype)
 
-    def prefactors(self, attributes: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """g [N] of the product (1 for SO(3), as published) and of the square."""
-        if not attributes.shape[1]:
-            ones = np.ones(attributes.shape[0], self.dtype)
-            return ones, ones
-        g = self.module.prefactor(attributes).expand(attributes.shape[0], 1, 1).contiguous()
-        square = g.view(-1).numpy()
-        return (square if self.module.parity else np.ones_like(square)), square
-
-
-def _both_ways(linear: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Weights that rows are multiplied with from the right, going forward and back: 3 [F, F]."""
-    weight = linear.weight.detach()
-    return weight.transpose(1, 2).contiguous().unbind(), weight.contiguous().unbind()
-
-
-class OfAtoms(NamedTuple):
-    """What elements and states say, wherever the atoms are.
-
-    Attributes:
-        receiver, sender: both halves of the pair embedding [N, F].
-        own: an atom's own part of the embedding, of I only [N, F].
-        prefactors: of each layer's product and square, 2 x [N].
-    """
-
-    receiver: np.ndarray
-    sender: np.ndarray
-    own: Tensor
-    prefactors: list[tuple[np.ndarray, np.ndarray]]
+    before, after = [x.mix_before for x in layers], [x.mix_after for x in layers]
+    at_zero = [
+        layer.at_zero(table[None, :1]).detach()[0].numpy()
+        for layer, table in zip(layers, tables[1:], strict=True)
+    ]
+    hidden: Any = core.output[0]
+    last: Any = core.output[1]
+    return Parameters(
+        grid=np.array(((tables[0].shape[0] // 2 - 1) / core.cutoff, tables[0].shape[0] // 2)),
+        table=blocked[0],
+        tables=_stacked(blocked[1:], blocked[0].shape, dtype),
+        mix=mixing([embedding.mix], back=False)[0],
+        mix_back=mixing([embedding.mix], back=True)[0],
+        before=mixing(before, back=False),
+        before_back=mixing(before, back=True),
+        after=mixing(after, back=False),
+        after_back=mixing(after, back=True),
+        at_zero=_stacked(at_zero, (9, channels), dtype),
+        symmetric=np.array([core.config.equivariance == "O(3)"]),
+        nothing=padded(np.zeros(channels, dtype)),
+        scalars=Perceptron.of(embedding.norm, *embedding.scalars),
+        head=Perceptron.of(core.norm, core.linear, hidden),
+        head_weights=last.weight.detach()[0].numpy().copy(),
+        head_bias=last.bias.detach().numpy().copy(),
+    )
 
 
-class _Pass:
-    """One evaluation: the forward stages keep what their reverse needs, in a workspace."""
+class _Memory:
+    """Memory that goes back to its pool with the graph that needs it."""
 
-    def __init__(
-        self,
-        network: TensorNetInference,
-        pairs: Tensor,
-        vectors: Tensor,
-        distances: Tensor,
-        atoms: OfAtoms,
-    ) -> None:
-        self.network, self.atoms = network, atoms
-        n_pairs, dtype = distances.shape[0], network.table.dtype
-        n_atoms, channels = atoms.receiver.shape
-        self.memory = network.pool.lend(n_atoms, channels, len(network.layers), dtype)
-        self.vectors = vectors.contiguous().numpy()
-        self.distances = distances.contiguous().numpy()
-        w, self.slopes = np.empty((2, n_pairs, 4), dtype)
-        self.angular, knot = np.empty((n_pairs, 9), dtype), np.empty(n_pairs, np.int64)
-        walks.pair_geometry(
-            self.vectors, self.distances, network.grid, knot, w, self.slopes, self.angular
-        )
-        i, j = pairs.contiguous().numpy()
-        self.pairs = (np.searchsorted(i, np.arange(n_atoms + 1)), j, knot, w)
+    def __init__(self, network: TensorNetInference, n_atoms: int) -> None:
+        self.pool, self.lent = network.pool, network.lend(n_atoms)
 
     def __del__(self) -> None:
-        if hasattr(self, "memory"):
-            self.network.pool.take_back(self.memory)
-
-    def forward(self) -> Tensor:
-        """Energies of the atoms [N]."""
-        network, memory, atoms = self.network, self.memory, self.atoms
-        summed, norms = memory.summed, memory.norms
-        walks.embed_pairs(
-            *self.pairs, network.table, atoms.receiver, atoms.sender, self.angular, summed.array
-        )
-        summed.tensor[0].add_(atoms.own)
-        loops.part_norms(summed.array, memory.norms_array)
-        scales, self.kept_scales = network.scalars(norms.sum(1))
-        self.scales = scales.view(norms.shape).numpy()
-        summed.mix(network.mix, memory.mixed)
-        loops.scale_parts(memory.mixed.array, self.scales, memory.start.array)
-        x = memory.start
-        for k, layer in enumerate(network.layers):
-            self.interact(layer, memory.layers[k], atoms.prefactors[k], x)
-            x = memory.layers[k].out
-        self.x = x
-        loops.part_norms(x.array, memory.norms_array)
-        energies, self.kept_head = network.head(norms.flatten(1).clone())
-        return energies.squeeze(-1)
-
-    def interact(self, layer: _Layer, m: LayerMemory, g: tuple[np.ndarray, ...], x: Block) -> None:
-        """One layer, from its input x to m.out."""
-        g_product, g_square = g
-        loops.normalise(x.array, m.normal.array, m.inverse)
-        m.normal.mix(layer.before, m.y)
-        walks.to_blocks(m.y.array, m.gathered_y)
-        walks.message_pairs(*self.pairs, layer.table, m.gathered_y, m.message.array)
-        loops.react(
-            m.y.array, layer.at_zero, g_product, layer.symmetric, m.message.array,
-            m.inverse_product, m.reacted.array,
-        )  # fmt: skip
-        m.reacted.mix(layer.after, m.change)
-        loops.update(m.normal.array, m.change.array, g_square, m.out.array)
-
-    def backward(self, upstream: Tensor) -> Tensor:
-        """Derivative of sum(upstream * energies) by the pair vectors [P, 3]."""
-        network, memory = self.network, self.memory
-        gradient = np.zeros_like(self.vectors)
-        by_distance = np.empty((network.table.shape[0], len(gradient)), gradient.dtype)
-        by_norms = network.head.reverse(upstream.unsqueeze(-1), self.kept_head)
-        g, spare = memory.by_out, memory.by_in
-        g.tensor.zero_()
-        loops.part_norms_reverse(self.x.array, by_norms.view(memory.norms.shape).numpy(), g.array)
-        for k in reversed(range(len(network.layers))):
-            self.interact_reverse(
-                network.layers[k], memory.layers[k], self.atoms.prefactors[k], g, spare,
-                by_distance,
-                gradient,
-            )  # fmt: skip
-            g, spare = spare, g
-        by_scales = np.empty_like(self.scales)
-        loops.scale_parts_reverse(
-            memory.mixed.array, self.scales, g.array, memory.by_change.array, by_scales
-        )
-        by_norm = network.scalars.reverse(torch.from_numpy(by_scales).flatten(1), self.kept_scales)
-        memory.by_change.mix(network.mix_t, spare)
-        by_norms = by_norm.unsqueeze(1).expand(-1, 3, -1).contiguous()
-        loops.part_norms_reverse(memory.summed.array, by_norms.numpy(), spare.array)
-        walks.to_blocks(spare.array, memory.gathered)
-        walks.embed_pairs_reverse(
-            *self.pairs, self.slopes, network.table, self.atoms.receiver, self.atoms.sender,
-            self.angular, self.distances, memory.gathered, gradient,
-        )  # fmt: skip
-        return torch.from_numpy(gradient)
-
-    def interact_reverse(
-        self,
-        layer: _Layer,
-        m: LayerMemory,
-        g: tuple[np.ndarray, ...],
-        upstream: Block,
-        by_x: Block,
-        by_distance: np.ndarray,
-        gradient: np.ndarray,
-    ) -> None:
-        """by_x = derivative by the layer's input; that by the pair vectors is added to gradient.
-
-        by_distance [B, P] is room for the loops.
-        """
-        memory, (g_product, g_square) = self.memory, g
-        by_change, by_reacted, by_y = memory.by_change, memory.by_reacted, memory.by_y
-        loops.update_reverse(m.change.array, g_square, upstream.array, by_change.array)
-        by_change.mix(layer.after_t, by_reacted)
-        loops.react_reverse(
-            m.y.array, m.message.array, layer.at_zero, g_product, layer.symmetric,
-            m.reacted.array, m.inverse_product, by_reacted.array, by_y.array,
-            memory.by_message.array,
-        )  # fmt: skip
-        walks.to_blocks(memory.by_message.array, memory.gathered)
-        walks.message_pairs_reverse(
-            *self.pairs, self.slopes, layer.table, m.gathered_y, memory.gathered, by_y.array,
-            by_distance,
-        )  # fmt: skip
-        walks.add_along(by_distance, self.vectors, self.distances, gradient)
-        by_y.mix(layer.before_t, by_change)  # which has served
-        by_change.tensor.add_(upstream.tensor)
-        loops.normalise_reverse(m.normal.array, m.inverse, by_change.array, by_x.array)
+        if hasattr(self, "lent"):
+            self.pool.take_back(self.lent)
 
 
 class _Energies(torch.autograd.Function):
     @staticmethod
     def forward(ctx, network, pairs, vectors, distances, atoms):
         follow_torch_threads()
-        ctx.evaluation = _Pass(network, pairs, vectors.detach(), distances.detach(), atoms)
-        return ctx.evaluation.forward()
+        n_atoms = atoms.receiver.shape[0]
+        given = (x.detach().contiguous().numpy() for x in (pairs, vectors, distances))
+        net, size = network.parameters_of_loops, network.size(n_atoms)
+        ctx.network, ctx.atoms, ctx.memory = network, atoms, _Memory(network, n_atoms)
+        ctx.pairs = step.geometry(size, net.grid, *given, n_atoms)
+        step.forward(size, net, atoms, ctx.pairs, ctx.memory.lent.arrays)
+        return torch.from_numpy(ctx.memory.lent.arrays.energies.copy())
 
     @staticmethod
     def backward(ctx, upstream):
@@ -245,8 +104,12 @@ class _Energies(torch.autograd.Function):
                 "the inference kernels of TensorNet have no second derivative: use the eager model "
                 "or FusedTensorNet (get_hessian does)"
             )
-        gradient = ctx.evaluation.backward(upstream.contiguous())
-        return None, None, gradient, None, None
+        network, gradient = ctx.network, np.zeros_like(ctx.pairs.vectors)
+        step.backward(
+            network.size(len(upstream)), network.parameters_of_loops, ctx.atoms, ctx.pairs,
+            ctx.memory.lent.arrays, upstream.contiguous().numpy(), gradient,
+        )  # fmt: skip
+        return None, None, torch.from_numpy(gradient), None, None
 
 
 class TensorNetInference(nn.Module):
@@ -268,19 +131,12 @@ class TensorNetInference(nn.Module):
         self.elements = core.elements
         self.conditions_on = core.conditions_on
         embedding, weight = core.embedding, core.linear.weight
-        stages = (embedding, *core.layers)
-        tables = inference_tables(stages, self.cutoff, weight.dtype, n_knots)
+        self.dtype, self.channels = weight.dtype, weight.shape[0]
+        tables = inference_tables((embedding, *core.layers), self.cutoff, weight.dtype, n_knots)
         self.n_knots = tables[0].shape[0] // 2
-        self.grid = np.array(((self.n_knots - 1) / self.cutoff, self.n_knots))
-        self.pool = Pool()
-        self.table = walks.table_blocks(tables[0].numpy())
-        self.layers = [
-            _Layer(layer, table) for layer, table in zip(core.layers, tables[1:], strict=True)
-        ]
         self.at_zero = embedding.radial_functions(weight.new_zeros(1))[:, 0].detach()
-        self.mix, self.mix_t = _both_ways(embedding.mix)
-        self.scalars = Perceptron(embedding.norm, list(embedding.scalars), last_activated=True)
-        self.head = Perceptron(core.norm, [core.linear, *core.output], last_activated=False)
+        self.parameters_of_loops = _parameters(core, tables)
+        self.pool: Pool[Memory] = Pool()
 
     def forward(
         self,
@@ -306,32 +162,55 @@ class TensorNetInference(nn.Module):
         multiplicity: Tensor,
         partial_charges: Tensor | None = None,
     ) -> OfAtoms:
-        """What of the arguments of `forward` does not depend on positions, for `evaluate`."""
-        core = self.core
+        """What of the arguments of `forward` does not depend on positions, for the loops."""
+        core: Any = self.core
         attributes = core.attributes(system, charge, multiplicity, partial_charges)
         state = core.embedded_state(charge, multiplicity)
         receiver, sender = core.embedding.atom_features(numbers, state, system)
+        square = np.ones((len(core.layers), numbers.shape[0]), receiver.numpy().dtype)
+        if attributes.shape[1]:
+            for k, layer in enumerate(core.layers):
+                square[k] = layer.prefactor(attributes).view(-1).numpy()
         return OfAtoms(
             receiver.contiguous().numpy(),
             sender.contiguous().numpy(),
-            self.at_zero * (receiver + sender),
-            [layer.prefactors(attributes) for layer in self.layers],
+            (self.at_zero * (receiver + sender)).numpy(),
+            # the published SO(3) networks have the prefactor at the square alone
+            square if core.config.equivariance == "O(3)" else np.ones_like(square),
+            square,
         )
 
-    @torch.no_grad()
-    def evaluate(
-        self,
-        pairs: Tensor,
-        vectors: Tensor,
-        distances: Tensor,
-        atoms: OfAtoms,
-        *,
-        derivative: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Without autograd: energies of the atoms [N] and, if wanted, the derivative of their sum
-        by the vectors [P, 3]."""
-        follow_torch_threads()
-        evaluation = _Pass(self, pairs, vectors, distances, atoms)
-        energies = evaluation.forward()
-        gradient = evaluation.backward(torch.ones_like(energies)) if derivative else None
-        return energies, gradient
+    def size(self, n_atoms: int) -> int:
+        """Elements of the features of so many atoms, by which a program is chosen."""
+        return 9 * n_atoms * self.channels
+
+    def lend(self, n_atoms: int) -> Lent[Memory]:
+        """Memory for an evaluation, which `pool` wants back."""
+        return self.pool.lend(n_atoms, self.room)
+
+    def room(self, n_atoms: int) -> Memory:
+        """New memory for so many atoms."""
+        net, f = self.parameters_of_loops, self.channels
+        dtype, layers = net.nothing.dtype, net.tables.shape[0]
+        n_blocks, lanes = blocks(f, dtype)
+        one, gathered = (9, n_atoms, f), (n_blocks, n_atoms, 9, lanes)
+        hidden = net.head.sizes[2]
+        shapes: dict[str, tuple[int, ...]] = {
+            **dict.fromkeys(("summed", "mixed", "start"), one),
+            **dict.fromkeys(("normal", "y", "message", "reacted", "change", "out"), (layers, *one)),
+            **dict.fromkeys(("inverse", "inverse_product"), (layers, n_atoms, f)),
+            "gathered_y": (layers, *gathered),
+            **dict.fromkeys(
+                ("by_change", "by_reacted", "by_y", "by_message", "by_out", "by_in"), one
+            ),
+            "gathered": gathered,
+            **dict.fromkeys(("norms", "by_norms"), (n_atoms, 3, f)),
+            **dict.fromkeys(("norm", "by_norm"), (n_atoms, f)),
+            "by_scores": (n_atoms, hidden),
+            "energies": (n_atoms,),
+        }
+        return Memory(
+            scalars=Activations.room(n_atoms, net.scalars.sizes, dtype),
+            head=Activations.room(n_atoms, net.head.sizes, dtype),
+            **{name: aligned(shape, dtype) for name, shape in shapes.items()},
+        )

@@ -15,7 +15,7 @@ from typing import Any
 from numba import njit, prange
 
 from nnpcalc.kernels.cpu import compiled
-from nnpcalc.kernels.simd import EXACT, item, lanes_of, load_part, store_part
+from nnpcalc.kernels.simd import EXACT, item, lanes_of, load_part, store_part, total, zeros
 
 _inline: dict[str, Any] = {"fastmath": EXACT, "inline": "always"}
 
@@ -188,15 +188,47 @@ def _part_norms_reverse(n, x, g, out):
         left = channels - f
         i, a = load_part(g, (n, 0, f), left), load_part(g, (n, 1, f), left)
         s = load_part(g, (n, 2, f), left)
-        change = _norms_reverse(load_tensor(x, n, f, left), i, a, s)
-        store_tensor(add(load_tensor(out, n, f, left), change), out, n, f, left)
+        store_tensor(_norms_reverse(load_tensor(x, n, f, left), i, a, s), out, n, f, left)
 
 
 @compiled
 def part_norms_reverse(x, g, out):
-    """out += derivative of sum(g * `part_norms`) by x; g [N, 3, F]."""
+    """out = derivative of sum(g * `part_norms`) by x; g [N, 3, F]."""
     for n in prange(x.shape[1]):
         _part_norms_reverse(n, x, g, out)
+
+
+@njit(fastmath=EXACT, forceinline=True)
+def _whole_norms(n, x, out):
+    channels = x.shape[2]
+    for f in range(0, channels, lanes_of(x)):
+        left = channels - f
+        i, a, s = _norms(load_tensor(x, n, f, left))
+        store_part(i + a + s, out, (n, f), left)
+
+
+@compiled
+def whole_norms(x, out):
+    """out [N, F] = squared norms of x [9, N, F], all three parts together."""
+    for n in prange(x.shape[1]):
+        _whole_norms(n, x, out)
+
+
+@njit(fastmath=EXACT, forceinline=True)
+def _whole_norms_reverse(n, x, g, out):
+    channels = x.shape[2]
+    for f in range(0, channels, lanes_of(x)):
+        left = channels - f
+        u = load_part(g, (n, f), left)
+        change = _norms_reverse(load_tensor(x, n, f, left), u, u, u)
+        store_tensor(add(load_tensor(out, n, f, left), change), out, n, f, left)
+
+
+@compiled
+def whole_norms_reverse(x, g, out):
+    """out += derivative of sum(g * `whole_norms`) by x; g [N, F]."""
+    for n in prange(x.shape[1]):
+        _whole_norms_reverse(n, x, g, out)
 
 
 @njit(fastmath=EXACT, forceinline=True)
@@ -226,19 +258,20 @@ def _normalised_reverse(normalised, inverse, g):
 
 
 @njit(fastmath=EXACT, forceinline=True)
-def _normalise_reverse(n, normalised, inverse, g, out):
+def _normalise_reverse(n, normalised, inverse, g, h, out):
     channels = g.shape[2]
     for f in range(0, channels, lanes_of(g)):
         left = channels - f
-        v, u = load_tensor(normalised, n, f, left), load_tensor(g, n, f, left)
+        v = load_tensor(normalised, n, f, left)
+        u = add(load_tensor(g, n, f, left), load_tensor(h, n, f, left))
         store_tensor(_normalised_reverse(v, load_part(inverse, (n, f), left), u), out, n, f, left)
 
 
 @compiled
-def normalise_reverse(normalised, inverse, g, out):
-    """out = derivative of sum(g * x / (|x|^2 + 1)) by x, from the normalised x."""
+def normalise_reverse(normalised, inverse, g, h, out):
+    """out = derivative of sum((g + h) * x / (|x|^2 + 1)) by x, from the normalised x."""
     for n in prange(g.shape[1]):
-        _normalise_reverse(n, normalised, inverse, g, out)
+        _normalise_reverse(n, normalised, inverse, g, h, out)
 
 
 @njit(**_inline)
@@ -350,6 +383,35 @@ def update_reverse(change, g, upstream, out):
     """out = derivative of sum(upstream * `update`) by change."""
     for n in prange(change.shape[1]):
         _update_reverse(n, change, g, upstream, out)
+
+
+@njit(fastmath=EXACT, forceinline=True)
+def _weighted_sum(n, x, weights, bias, out):
+    size = x.shape[1]
+    sums = zeros(x)
+    for f in range(0, size, lanes_of(x)):
+        sums += load_part(x, (n, f), size - f) * load_part(weights, f, size - f)
+    out[n] = total(sums) + bias[0]
+
+
+@compiled
+def weighted_sum(x, weights, bias, out):
+    """out [N] = x [N, H] times weights [H], plus bias [1]."""
+    for n in prange(x.shape[0]):
+        _weighted_sum(n, x, weights, bias, out)
+
+
+@njit(fastmath=EXACT, forceinline=True)
+def _weighted_sum_reverse(n, g, weights, out):
+    for f in range(weights.size):
+        out[n, f] = g[n] * weights[f]
+
+
+@compiled
+def weighted_sum_reverse(g, weights, out):
+    """out [N, H] = derivative of sum(g * `weighted_sum`) by x; g [N]."""
+    for n in prange(g.size):
+        _weighted_sum_reverse(n, g, weights, out)
 
 
 @njit(fastmath=EXACT, forceinline=True)

@@ -51,6 +51,30 @@ def table_blocks(table: np.ndarray) -> np.ndarray:
 
 
 @njit(fastmath=EXACT, forceinline=True)
+def _pair_vector(p, positions, cell, system, pairs, shifts, vectors, distances):
+    i, j = pairs[0, p], pairs[1, p]
+    b = system[i]
+    for a in range(3):
+        vectors[p, a] = positions[j, a] - positions[i, a]
+    if shifts[p, 0] != 0 or shifts[p, 1] != 0 or shifts[p, 2] != 0:
+        for a in range(3):
+            vectors[p, a] += (
+                shifts[p, 0] * cell[b, 0, a]
+                + shifts[p, 1] * cell[b, 1, a]
+                + shifts[p, 2] * cell[b, 2, a]
+            )
+    x, y, z = vectors[p, 0], vectors[p, 1], vectors[p, 2]
+    distances[p] = np.sqrt(x * x + y * y + z * z)
+
+
+@compiled
+def pair_vectors(positions, cell, system, pairs, shifts, vectors, distances):
+    """vectors [P, 3] = r_j - r_i + shift @ cell, with their lengths, of pairs [2, P]."""
+    for p in prange(distances.size):
+        _pair_vector(p, positions, cell, system, pairs, shifts, vectors, distances)
+
+
+@njit(fastmath=EXACT, forceinline=True)
 def _pair_geometry(p, vectors, distances, grid, knot, w, dw, angular):
     per_step, last = grid[0], int(grid[1]) - 2
     scaled = distances[p] * per_step
@@ -133,12 +157,13 @@ def _from_neighbour(weights, table, row, x, block, m):
 
 
 @njit(fastmath=EXACT, forceinline=True)
-def _embed_pairs(task, pointer, j, knot, w, table, a, b, angular, out):
+def _embed_pairs(task, pointer, j, knot, w, table, a, b, self_pair, angular, out):
     block, n = task // a.shape[0], task % a.shape[0]
     f = block * lanes_of(a)
     left = a.shape[1] - f
     own = load_part(a, (n, f), left)
-    sums = _nothing(a)
+    zero = zeros(a)
+    sums = (load_part(self_pair, (n, f), left), zero, zero, zero, zero, zero, zero, zero, zero)
     for p in range(item(pointer, n), item(pointer, n + 1)):
         weights, row = _weights(w, p), 2 * item(knot, p)
         z = own + load_part(b, (item(j, p), f), left)
@@ -155,10 +180,13 @@ def _embed_pairs(task, pointer, j, knot, w, table, a, b, angular, out):
 
 
 @compiled
-def embed_pairs(pointer, j, knot, w, table, a, b, angular, out):
-    """out[c, i] = sum_p r_p[l(c)] (a_i + b_j) angular[p, c], with a and b [N, F]."""
+def embed_pairs(pointer, j, knot, w, table, a, b, self_pair, angular, out):
+    """out[c, i] = sum_p r_p[l(c)] (a_i + b_j) angular[p, c], with a and b [N, F].
+
+    To component 0 what an atom contributes to itself is added: self_pair [N, F].
+    """
     for task in prange(table.shape[0] * a.shape[0]):
-        _embed_pairs(task, pointer, j, knot, w, table, a, b, angular, out)
+        _embed_pairs(task, pointer, j, knot, w, table, a, b, self_pair, angular, out)
 
 
 @njit(fastmath=EXACT, forceinline=True)

@@ -14,6 +14,7 @@ Only `load_part` and `store_part` stop at the end of a row.
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -73,6 +74,24 @@ def _pointer(context: Any, builder: Any, kinds: tuple[Any, Any], values: tuple[A
 
 def _vectors(builder: Any, pointer: Any, kind: VectorType) -> Any:
     return builder.bitcast(pointer, kind.llvm.as_pointer())
+
+
+def vectors_at(builder: Any, pointer: Any, kind: VectorType, count: int) -> list[Any]:
+    """Pointers to so many vectors one after the other."""
+    first = _vectors(builder, pointer, kind)
+    return [builder.gep(first, [_lane(k)]) for k in range(count)]
+
+
+def multiply_add(builder: Any, kind: VectorType, a: Any, b: Any, c: Any) -> Any:
+    """a b + c of vectors, in one instruction where the machine has it."""
+    return _call(builder, kind, "fmuladd", a, b, c)
+
+
+def _call(builder: Any, kind: VectorType, name: str, *arguments: Any) -> Any:
+    """One of LLVM's own functions of vectors."""
+    shape = ir.FunctionType(kind.llvm, [kind.llvm] * len(arguments))
+    name = f"llvm.{name}.v{kind.lanes}f{kind.dtype.bitwidth}"
+    return builder.call(cgutils.get_or_insert_function(builder.module, shape, name), arguments)
 
 
 def _lane(k: int) -> Any:
@@ -201,7 +220,43 @@ def total(typing, vector):
     return vector.dtype(vector), generate
 
 
-def _spread(context: Any, builder: Any, value: Any, kind: Any, vector: VectorType) -> Any:
+#: By itemsize: arguments of `exp` that it is right for, ln 2 as a sum of two numbers the first of
+#: which has few digits, the degree of the series, and the exponent's bias and place in a number.
+_EXP = {
+    4: (-87.0, 88.0, 0.693359375, -2.12194440054691e-4, 7, 127, 23),
+    8: (-708.0, 709.0, 6.93147180369123816490e-01, 1.90821492927058770002e-10, 13, 1023, 52),
+}
+
+
+@intrinsic
+def exp(typing, vector):
+    """The exponential function, of the nearest argument for which it is a normal number."""
+
+    def generate(context, builder, signature, values):
+        bits, kind = vector.dtype.bitwidth, vector.llvm
+        low, high, ln2, rest, degree, bias, place = _EXP[bits // 8]
+
+        def every(number):
+            return ir.Constant(kind, [number] * vector.lanes)
+
+        x = _call(builder, vector, "maxnum", values[0], every(low))
+        x = _call(builder, vector, "minnum", x, every(high))
+        # x = n ln 2 + r with |r| <= ln 2 / 2, exp(x) = 2^n exp(r)
+        n = _call(builder, vector, "rint", builder.fmul(x, every(1.4426950408889634)))
+        r = multiply_add(builder, vector, n, every(-ln2), x)
+        r = multiply_add(builder, vector, n, every(-rest), r)
+        series = every(1.0 / math.factorial(degree))
+        for k in reversed(range(degree)):
+            series = multiply_add(builder, vector, series, r, every(1.0 / math.factorial(k)))
+        whole = ir.VectorType(ir.IntType(bits), vector.lanes)
+        exponent = builder.add(builder.fptosi(n, whole), ir.Constant(whole, [bias] * vector.lanes))
+        power = builder.shl(exponent, ir.Constant(whole, [place] * vector.lanes))
+        return builder.fmul(series, builder.bitcast(power, kind))
+
+    return vector(vector), generate
+
+
+def spread(context: Any, builder: Any, value: Any, kind: Any, vector: VectorType) -> Any:
     """A vector as it is, a number in every lane."""
     if isinstance(kind, VectorType):
         return value
@@ -221,7 +276,7 @@ def _arithmetic(python: Any, instruction: str) -> None:
 
         def generate(context, builder, signature, values):
             pairs = zip(values, signature.args, strict=True)
-            x, y = (_spread(context, builder, value, kind, vector) for value, kind in pairs)
+            x, y = (spread(context, builder, value, kind, vector) for value, kind in pairs)
             return getattr(builder, instruction)(x, y, flags=tuple(sorted(EXACT)))
 
         return vector(a, b), generate

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from nnpcalc.kernels import triton_nodes as nodes
 from nnpcalc.kernels import triton_pairs as pair_kernels
-from nnpcalc.kernels.inference import Perceptron
 from nnpcalc.kernels.table import inference_tables
-from nnpcalc.kernels.workspace import mixed
+from nnpcalc.kernels.triton_linear import Perceptron, mixed
 from nnpcalc.models.tensornet import TensorNet
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)

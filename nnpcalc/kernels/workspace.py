@@ -1,4 +1,4 @@
-"""Memory of an evaluation by hand, shared by torch and numba and kept for the next one.
+"""Memory of an evaluation by hand, kept for the next one.
 
 Fresh arrays cost a page fault for every 4 kB, and a small molecule's views of them more time than
 its arithmetic.
@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
-
-from nnpcalc.kernels.simd import blocks
 
 
 def _memory() -> int:
@@ -33,20 +30,6 @@ KEPT = _memory() // 8
 ALIGNMENT = 64
 
 
-def mixed(x: Tensor, weights: Tensor) -> Tensor:
-    """Channel mixing of [9, N, F] by one matrix [F, F] for each of I, A and S, from the right."""
-    out = torch.empty_like(x)
-    for part, weight, target in zip(_parts(x), weights.unbind(), _parts(out), strict=True):
-        torch.mm(part, weight, out=target)
-    return out
-
-
-def _parts(x: Tensor) -> tuple[Tensor, ...]:
-    """The rows of channels of I, A and S: [N, F], [3 N, F] and [5 N, F]."""
-    _, n, channels = x.shape
-    return x.view(-1, channels).split((n, 3 * n, 5 * n))
-
-
 def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Uninitialised memory from numpy, which asks for huge pages where torch does not."""
     n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
@@ -55,99 +38,52 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return raw[start : start + n_bytes].view(dtype).reshape(shape)
 
 
-class Block:
-    """An array [9, N, F] with the views of it that an evaluation needs.
+M = TypeVar("M", bound=tuple[Any, ...])
+
+
+def n_bytes(memory: Any) -> int:
+    """Of the arrays of a tuple, also those within tuples in it."""
+    if isinstance(memory, tuple):
+        return sum(map(n_bytes, memory))
+    return int(memory.nbytes)
+
+
+class Lent(Generic[M]):
+    """Arrays of a pool.
 
     Attributes:
-        tensor, array: for torch and for numba, on the same memory.
-        parts: see `_parts`.
+        n_atoms: what they are for.
+        arrays, n_bytes: the tuple and its size.
     """
 
-    __slots__ = ("array", "parts", "tensor")
-
-    def __init__(self, n_atoms: int, channels: int, dtype: np.dtype) -> None:
-        self.array = aligned((9, n_atoms, channels), dtype)
-        self.tensor = torch.from_numpy(self.array)
-        self.parts = _parts(self.tensor)
-
-    def mix(self, weights: tuple[Tensor, ...], out: Block) -> None:
-        """As `mixed`."""
-        for part, weight, target in zip(self.parts, weights, out.parts, strict=True):
-            torch.mm(part, weight, out=target)
+    def __init__(self, n_atoms: int, arrays: M) -> None:
+        self.n_atoms, self.arrays, self.n_bytes = n_atoms, arrays, n_bytes(arrays)
 
 
-def gathered(n_atoms: int, channels: int, dtype: np.dtype) -> np.ndarray:
-    """An array of features as `nnpcalc.kernels.inference_pairs` gathers them: [B, N, 9, L]."""
-    n_blocks, lanes = blocks(channels, dtype)
-    return aligned((n_blocks, n_atoms, 9, lanes), dtype)
-
-
-class LayerMemory:
-    """What an interaction layer keeps for its reverse, and its output."""
-
-    def __init__(self, n_atoms: int, channels: int, dtype: np.dtype) -> None:
-        size = (n_atoms, channels, dtype)
-        self.normal, self.y, self.message, self.reacted, self.change, self.out = (
-            Block(*size) for _ in range(6)
-        )
-        self.gathered_y = gathered(*size)
-        self.inverse, self.inverse_product = np.empty((2, n_atoms, channels), dtype)
-
-
-class Workspace:
-    """All arrays of the size of the atoms' features of one evaluation and its reverse.
-
-    Args:
-        n_atoms, channels, layers: sizes N, F and number of interaction layers.
-        dtype: of the arrays.
-    """
-
-    def __init__(self, n_atoms: int, channels: int, layers: int, dtype: np.dtype) -> None:
-        self.size = (n_atoms, channels, layers, dtype)
-        size = (n_atoms, channels, dtype)
-        self.summed, self.mixed, self.start = (Block(*size) for _ in range(3))
-        self.layers = [LayerMemory(*size) for _ in range(layers)]
-        # of the reverse: derivatives by what the names say, and by a layer's output and input
-        self.by_change, self.by_reacted, self.by_y, self.by_message = (
-            Block(*size) for _ in range(4)
-        )
-        self.by_out, self.by_in = Block(*size), Block(*size)
-        self.gathered = gathered(*size)
-        self.norms_array = np.empty((n_atoms, 3, channels), dtype)
-        self.norms = torch.from_numpy(self.norms_array)
-
-    @property
-    def n_bytes(self) -> int:
-        """Memory of it all, but for the norms."""
-        return int(self.summed.array.nbytes) * (10 + 7 * len(self.layers))
-
-
-class Pool:
-    """Lends workspaces and keeps the last one that came back."""
+class Pool(Generic[M]):
+    """Lends tuples of arrays and keeps the last one that came back, unless it is large."""
 
     def __init__(self) -> None:
-        self._kept: list[Workspace] = []
+        self._kept: list[Lent[M]] = []
 
-    def lend(self, n_atoms: int, channels: int, layers: int, dtype: np.dtype) -> Workspace:
-        """One of this size that nobody else has."""
-        size = (n_atoms, channels, layers, dtype)
+    def lend(self, n_atoms: int, room: Callable[[int], M]) -> Lent[M]:
+        """Arrays for so many atoms that nobody else has; room makes them if need be."""
         try:
-            workspace = self._kept.pop()
+            last = self._kept.pop()
         except IndexError:
             pass
         else:
-            if workspace.size == size:
-                return workspace
-        with torch.inference_mode(False):  # it will be written into outside of that mode
-            return Workspace(*size)
+            if last.n_atoms == n_atoms:
+                return last
+        return Lent(n_atoms, room(n_atoms))
 
-    def take_back(self, workspace: Workspace) -> None:
-        """Keep it, in the place of another, unless it is large."""
-        if workspace.n_bytes <= KEPT:
-            self._kept[:] = [workspace]
+    def take_back(self, lent: Lent[M]) -> None:
+        """Nobody needs these any more."""
+        if lent.n_bytes <= KEPT:
+            self._kept[:] = [lent]
 
-    def __deepcopy__(self, memo: object) -> Pool:
+    def __deepcopy__(self, memo: object) -> Pool[M]:
         return Pool()
 
-    def __reduce__(self) -> tuple[type[Pool], tuple[()]]:
+    def __reduce__(self) -> tuple[type[Pool[M]], tuple[()]]:
         return Pool, ()

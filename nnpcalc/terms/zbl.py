@@ -45,11 +45,15 @@ class ZBL(nn.Module):
         # Whole hundredths of an Å, exact in every dtype the model may be cast to.
         self.register_buffer("radii", (radii * 100.0).round().to(torch.int64), persistent=False)
 
+    def reaches(self, numbers: Tensor, dtype: torch.dtype) -> Tensor:
+        """Å [N]; pairs further apart than the sum of their two atoms' are left alone."""
+        return self.radii.to(dtype).index_select(0, numbers) * (0.01 * self.reach)
+
     def forward(self, inputs: TermInputs) -> Tensor:
         """Energies of the atoms [N] in eV."""
         distances = inputs.distances
         dtype = distances.dtype
-        radii = self.radii.to(dtype).index_select(0, inputs.numbers) * (0.01 * self.reach)
+        radii = self.reaches(inputs.numbers, dtype)
         i, j = inputs.pairs[0], inputs.pairs[1]
         switch_off = radii.index_select(0, i) + radii.index_select(0, j)
         if not distances.is_cuda:  # few pairs are so near, mostly none; a GPU would have to wait
