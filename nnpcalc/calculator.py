@@ -11,6 +11,7 @@ never does, and nothing is remembered from an earlier molecule.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -64,6 +65,7 @@ class _Frame:
     state: State
     partial_charges: FloatArray | None
     batch: AtomsBatch
+    atoms: Atoms
 
     def fits(self, atoms: Atoms, state: State, partial_charges: FloatArray | None) -> bool:
         return (
@@ -136,7 +138,6 @@ class NNPCalculator(Calculator):
                 f"on_extrapolation must be 'raise' or 'warn', not {on_extrapolation!r}"
             )
         self._engine = prepare(model, device=device, dtype=dtype, backend=backend, trust=trust)
-        self._dtype = self._engine.potential.dtype
         self._device = self._engine.potential.device
         self._numpy_dtype = np.dtype(self.backend.dtype)
         self.charge = as_integer(charge, "the default charge")
@@ -384,9 +385,13 @@ class NNPCalculator(Calculator):
             positions = atoms.arrays["positions"]
             check_positions(positions, frame.numbers, frame.counts, self._numpy_dtype)
             # always a copy: the caller's array will move
-            tensor = torch.tensor(positions, dtype=self._dtype, device=self._device)
+            tensor = torch.from_numpy(positions.astype(self._numpy_dtype)).to(self._device)
             return replace(frame.batch, positions=tensor)
         batch, _ = self._checked_batch([atoms], self._device)
+        kept = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc)
+        kept.info = {"charge": state.charge, "spin": state.multiplicity}
+        if charges is not None:
+            kept.arrays["partial_charges"] = charges.copy()
         self._frame = _Frame(
             numbers=atoms.numbers.copy(),
             counts=np.array([len(atoms)]),
@@ -395,17 +400,21 @@ class NNPCalculator(Calculator):
             state=state,
             partial_charges=None if charges is None else charges.copy(),
             batch=batch,
+            atoms=kept,
         )
         return batch
 
     def _remember(self, atoms: Atoms, state: State) -> None:
         """Keep what `check_state` compares with, and nothing else of the caller's atoms."""
         self.state = state
-        self.atoms = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc)
-        self.atoms.info = {"charge": state.charge, "spin": state.multiplicity}
-        charges = self._given_charges(atoms)
-        if charges is not None:
-            self.atoms.arrays["partial_charges"] = charges.copy()
+        assert self._frame is not None
+        like = self._frame.atoms
+        # another object each time, for somebody may hold the last one; ASE's own ways to make one
+        # take longer than the neighbor list
+        self.atoms = copy.copy(like)
+        self.atoms.info = dict(like.info)
+        self.atoms.arrays = {name: array.copy() for name, array in like.arrays.items()}
+        self.atoms.arrays["positions"] = atoms.positions.copy()
 
 
 def _same(a: FloatArray | None, b: FloatArray | None) -> bool:

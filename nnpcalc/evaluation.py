@@ -205,15 +205,7 @@ def unpack(
     Raises:
         NonFiniteError: something is not a number; names the first structure and atom.
     """
-    keys = [key for key in _KEYS if key in output]
-    packed = torch.cat([output[key].detach().reshape(-1).to(torch.float64) for key in keys])
-    values: FloatArray = packed.cpu().numpy()
-    parts: dict[str, FloatArray] = {}
-    start = 0
-    for key in keys:
-        size = output[key].numel()
-        parts[key] = values[start : start + size].reshape(tuple(output[key].shape))
-        start += size
+    parts = _arrays({key: output[key].detach() for key in _KEYS if key in output})
     results, row = [], 0
     for k, (atoms, state) in enumerate(zip(structures, states, strict=True)):
         rows = slice(row, row + len(atoms))
@@ -233,10 +225,23 @@ def unpack(
                 forces_uncertainty=None if spreads is None else spreads[rows],
             )
         )
-    if not np.isfinite(values).all():  # perhaps only what nobody gets
+    if not all(np.isfinite(values).all() for values in parts.values()):  # or what nobody gets
         for k, result in enumerate(results):
             _check_finite(result, structures[k], None if first is None else first + k)
     return results
+
+
+def _arrays(output: dict[str, Tensor]) -> dict[str, FloatArray]:
+    """The same on the CPU as float64, in new memory, all copied in one go if they are elsewhere."""
+    if output["energy"].device.type == "cpu":
+        return {key: values.numpy().astype(np.float64) for key, values in output.items()}
+    packed = torch.cat([values.reshape(-1).to(torch.float64) for values in output.values()])
+    sizes = np.cumsum([values.numel() for values in output.values()])[:-1]
+    pieces = np.split(packed.cpu().numpy(), sizes)
+    shapes = [tuple(values.shape) for values in output.values()]
+    return {
+        key: piece.reshape(shape) for key, piece, shape in zip(output, pieces, shapes, strict=True)
+    }
 
 
 def _check_finite(result: Evaluation, atoms: Atoms, system: int | None) -> None:

@@ -21,6 +21,7 @@ from functools import wraps
 from types import FunctionType
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from numba import njit, prange
@@ -33,6 +34,25 @@ STRIDE = 61  # spreads neighbouring knots, which hold similar numbers of pairs, 
 SMALL = 200_000
 
 _inline: dict[str, Any] = {"fastmath": True, "inline": "always"}
+
+
+def _start_threads() -> None:
+    """Start numba's threads now: doing so sets the OpenMP default, which is torch's setting too."""
+    before = torch.get_num_threads()
+    numba.set_num_threads(1)
+    torch.set_num_threads(before)
+
+
+_start_threads()
+
+
+def _threads_wanted(size: int) -> bool:
+    """Whether arrays of so many elements are worth several threads; numba gets as many as torch."""
+    threads = torch.get_num_threads()
+    if threads == 1 or size <= SMALL:
+        return False
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    return True
 
 
 def _twin(function: Any, suffix: str, **names: Any) -> Any:
@@ -59,8 +79,8 @@ def compiled(function: Callable[..., None]) -> Any:
     @wraps(function)
     def run(*arrays: np.ndarray) -> None:
         # the threads first: sizes of a dozen arrays take longer than many a loop over small ones
-        large = torch.get_num_threads() > 1 and max(array.size for array in arrays) > SMALL
-        (parallel if large else serial)(*arrays)
+        several = torch.get_num_threads() > 1 and _threads_wanted(max(a.size for a in arrays))
+        (parallel if several else serial)(*arrays)
 
     run.serial, run.parallel = serial, parallel  # type: ignore[attr-defined]
     return run
@@ -94,8 +114,7 @@ class composed:
 
     def __call__(self, size: int, *arguments: Any) -> Any:
         """Call the program for features of so many elements."""
-        large = torch.get_num_threads() > 1 and size > SMALL
-        return (self.parallel if large else self.serial)(*arguments)
+        return (self.parallel if _threads_wanted(size) else self.serial)(*arguments)
 
 
 @njit(cache=True)

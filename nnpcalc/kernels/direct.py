@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from nnpcalc.kernels import inference_step as step
-from nnpcalc.kernels.forms import follow_torch_threads
 from nnpcalc.kernels.inference import TensorNetInference
 from nnpcalc.kernels.inference_step import Geometry, OfAtoms
 from nnpcalc.potential import Potential, stress_of_virial
@@ -102,7 +101,6 @@ class DirectPotential(Potential):
             )  # fmt: skip
         wanted = compute_forces or compute_stress
         assert torch.is_grad_enabled() or not wanted, "call the model outside torch.no_grad()"
-        follow_torch_threads()
         fixed = self._what_stays(numbers, system, charge, multiplicity, partial_charges)
         n_atoms, n_systems = numbers.shape[0], cell.shape[0]
         where = Geometry(

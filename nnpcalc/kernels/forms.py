@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -172,27 +171,9 @@ def without(names: frozenset[str]) -> Iterator[None]:
         _unwanted = before
 
 
-def _start_threads() -> None:
-    """Start numba's threads now: doing so sets the OpenMP default, which is torch's setting too."""
-    before = torch.get_num_threads()
-    numba.set_num_threads(1)
-    torch.set_num_threads(before)
-
-
-_start_threads()
-
-
-def follow_torch_threads() -> None:
-    """One setting for the number of threads: torch's."""
-    wanted = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    if numba.get_num_threads() != wanted:
-        numba.set_num_threads(wanted)
-
-
 class _Partial(torch.autograd.Function):
     @staticmethod
     def forward(ctx, form, slot, topology, *tensors):
-        follow_torch_threads()
         ctx.form, ctx.slot, ctx.topology = form, slot, topology
         ctx.save_for_backward(*tensors)
         return form.kernels[slot](topology, list(tensors))

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from nnpcalc.kernels import inference_pairs as walks
 from nnpcalc.kernels import inference_step as step
-from nnpcalc.kernels.forms import follow_torch_threads
 from nnpcalc.kernels.inference_step import Memory, OfAtoms, Parameters
 from nnpcalc.kernels.perceptron import Activations, Perceptron
 from nnpcalc.kernels.rows import packed, padded
@@ -88,7 +87,6 @@ class _Memory:
 class _Energies(torch.autograd.Function):
     @staticmethod
     def forward(ctx, network, pairs, vectors, distances, atoms):
-        follow_torch_threads()
         n_atoms = atoms.receiver.shape[0]
         given = (x.detach().contiguous().numpy() for x in (pairs, vectors, distances))
         net, size = network.parameters_of_loops, network.size(n_atoms)
