@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from ase import Atoms
 from torch import Tensor
@@ -16,6 +18,7 @@ from nnpcalc.backends import Engine, Model, prepare
 from nnpcalc.batch import AtomsBatch
 from nnpcalc.calculator import NNPCalculator
 from nnpcalc.evaluation import checked_batch
+from nnpcalc.md import loops
 from nnpcalc.md.invariance import row_block
 from nnpcalc.md.state import changed
 from nnpcalc.neighbors import NeighborList, VerletList
@@ -155,9 +158,9 @@ class ModelForceField:
         if spread is not None:  # a committee's
             spread = torch.segment_reduce(spread[:n], "max", lengths=atoms.counts, unsafe=True)
         return Forces(
-            energy=output["energy"][:b],
-            forces=output["forces"][:n].to(torch.float64),
-            stress=output["stress"][:b].to(torch.float64) if stress else None,
+            energy=_leading_rows(output["energy"], b),
+            forces=_leading_rows(output["forces"], n),
+            stress=_leading_rows(output["stress"], b) if stress else None,
             uncertainty=spread,
         )
 
@@ -190,6 +193,13 @@ class ModelForceField:
         }
 
 
+def _leading_rows(values: Tensor, n: int) -> Tensor:
+    """The first n rows in float64."""
+    if loops.serve(values):
+        return loops.leading_rows(values, n)
+    return values[:n].to(torch.float64)
+
+
 @dataclass(frozen=True)
 class _Frame:
     """What stays the same from step to step: the batch in the model's dtype, spare atoms added."""
@@ -199,6 +209,8 @@ class _Frame:
     spare: Tensor  # [n, 3], positions of the spare atoms
     first: Tensor  # [B], first atom of each system
     far: bool  # coordinates may have to be brought back
+    n_rows: int  # atoms of the batch
+    kind: np.dtype  # of the batch
 
     @staticmethod
     def of(atoms: AtomsBatch, dtype: torch.dtype, block: int) -> _Frame:
@@ -207,9 +219,11 @@ class _Frame:
         if spare:
             batch = AtomsBatch.concatenate([batch, _lone_atoms(batch, spare)])
         first = torch.cumsum(atoms.counts, 0) - atoms.counts
+        kind = np.dtype(str(dtype).removeprefix("torch."))
         return _Frame(
-            atoms, batch, atoms.positions.new_zeros(spare, 3), first, dtype == torch.float32
-        )
+            atoms, batch, atoms.positions.new_zeros(spare, 3), first, dtype == torch.float32,
+            batch.n_atoms, kind,
+        )  # fmt: skip
 
     def fits(self, atoms: AtomsBatch) -> bool:
         old = self.source
@@ -224,15 +238,22 @@ class _Frame:
 
     def fill(self, atoms: AtomsBatch) -> AtomsBatch:
         """The batch with the positions, and if they are new the cells, of other atoms."""
-        n, b, batch = atoms.n_atoms, atoms.n_systems, self.batch
-        positions = _brought_back(atoms, self.first) if self.far else atoms.positions
-        if batch.n_atoms > n:
-            positions = torch.cat((positions, self.spare))
-        positions = positions.to(batch.dtype)
-        cell = batch.cell
-        if atoms.cell is not self.source.cell:
-            cell = torch.cat((atoms.cell.to(batch.dtype), batch.cell[b:]))
+        batch, cell = self.batch, atoms.cell
+        positions = self._positions(atoms)
+        if cell is self.source.cell:
+            return changed(batch, positions=positions)
+        cell = torch.cat((cell.to(batch.dtype), batch.cell[atoms.n_systems :]))
         return changed(batch, positions=positions, cell=cell)
+
+    def _positions(self, atoms: AtomsBatch) -> Tensor:
+        """In the model's dtype and where it resolves them, those of the spare atoms added."""
+        limit = NEAR if self.far else math.inf
+        if loops.serve(atoms.positions):
+            near = loops.copied_if_near(atoms.positions, limit, self.n_rows, self.kind)
+            if near is not None:
+                return near
+        positions = _brought_back(atoms, self.first) if self.far else atoms.positions
+        return torch.cat((positions, self.spare)).to(self.batch.dtype)
 
 
 def _lone_atoms(batch: AtomsBatch, n: int) -> AtomsBatch:

@@ -111,7 +111,7 @@ class Noise:
     stream: int
     _owner: tuple[int, Tensor, Tensor] | None = field(default=None, repr=False)
     _first: int = field(default=0, repr=False)
-    _block: Tensor | None = field(default=None, repr=False)
+    _block: tuple[Tensor, ...] | None = field(default=None, repr=False)
 
     def at(self, seed: int, replica: Tensor, atom: Tensor, step: int) -> Tensor:
         """Numbers [N, 3] of a step; replica and atom as in `normals`."""
@@ -126,7 +126,8 @@ class Noise:
         if not known or not self._first <= step < self._first + len(self._block):  # type: ignore[arg-type]
             ahead = max(1, AHEAD // max(1, 6 * atom.shape[0]))
             steps = torch.arange(step, step + ahead, device=atom.device)
-            self._block = normals(seed, replica, atom, steps, self.stream)
+            # taken apart at once, which is cheaper than a row in every step
+            self._block = normals(seed, replica, atom, steps, self.stream).unbind()
             self._owner, self._first = (seed, replica, atom), step
         assert self._block is not None
         return self._block[step - self._first]

@@ -205,8 +205,7 @@ def changed(value: T, **fields: Any) -> T:
     of the time of the model.
     """
     copy: T = object.__new__(type(value))
-    copy.__dict__.update(value.__dict__)
-    copy.__dict__.update(fields)
+    object.__setattr__(copy, "__dict__", value.__dict__ | fields)
     return copy
 
 

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from nnpcalc.batch import AtomsBatch
+from nnpcalc.md import loops
 from nnpcalc.md.forcefield import ForceField, describe
 from nnpcalc.md.state import MDState, changed, degrees_of_freedom, kinetic_energy
 from nnpcalc.units import FORCE_TO_ACCELERATION
@@ -37,18 +39,46 @@ class Integrator(Protocol):
 
 def evaluate(state: MDState, force_field: ForceField, *, stress: bool = False) -> MDState:
     """The state with the energy and forces of its positions."""
-    found = force_field(state.atoms, stress=stress)
-    forces = found.forces if state.mobile is None else found.forces * state.mobile
-    variables = state.system_variables
+    return changed(state, **_answers(state, state.atoms, force_field, stress))
+
+
+def arrived(
+    state: MDState,
+    positions: Tensor,
+    momenta: Tensor,
+    kick: float,
+    force_field: ForceField,
+    *,
+    stress: bool = False,
+    **fields: Any,
+) -> MDState:
+    """The state at other positions, with their energy and forces, after a last kick by these.
+
+    Args:
+        positions: [N, 3], Å.
+        momenta: [N, 3], amu Å/fs, before the kick.
+        kick: its time, fs.
+        fields: further fields of the state.
+    """
+    atoms = changed(state.atoms, positions=positions)
+    answers = _answers(state, atoms, force_field, stress)
+    momenta = kicked(momenta, answers["forces"], kick)
+    return changed(state, atoms=atoms, momenta=momenta, **answers, **fields)
+
+
+def _answers(
+    state: MDState, atoms: AtomsBatch, force_field: ForceField, stress: bool
+) -> dict[str, Any]:
+    """The fields of a state that a force field fills."""
+    found = force_field(atoms, stress=stress)
+    answers = {
+        "forces": found.forces if state.mobile is None else found.forces * state.mobile,
+        "energy": found.energy,
+        "stress": found.stress if stress else None,
+    }
     if found.uncertainty is not None:
-        variables = {**variables, "uncertainty": found.uncertainty}
-    return changed(
-        state,
-        forces=forces,
-        energy=found.energy,
-        stress=found.stress if stress else None,
-        system_variables=variables,
-    )
+        answers["system_variables"] = {**state.system_variables, "uncertainty": found.uncertainty}
+    return answers
 
 
 def begin(state: MDState, *, conserves_momentum: bool) -> MDState:
@@ -59,12 +89,23 @@ def begin(state: MDState, *, conserves_momentum: bool) -> MDState:
 
 def kicked(momenta: Tensor, forces: Tensor, time: float) -> Tensor:
     """p + F t: momenta [N, 3] in amu Å/fs, forces in eV/Å, time in fs."""
+    if loops.serve(momenta, forces):
+        return loops.kicked(momenta, forces, time * FORCE_TO_ACCELERATION)
     return torch.add(momenta, forces, alpha=time * FORCE_TO_ACCELERATION)
 
 
 def drifted(state: MDState, positions: Tensor, momenta: Tensor, time: float) -> Tensor:
     """x + p t / m: positions [N, 3] in Å, time in fs."""
     return torch.addcmul(positions, momenta, state.inverse_masses, value=time)
+
+
+def kicked_and_drifted(state: MDState, kick: float, drift: float) -> tuple[Tensor, Tensor]:
+    """Momenta after a kick by the forces, and positions after a drift with these; times in fs."""
+    p, f, x, w = state.momenta, state.forces, state.positions, state.inverse_masses
+    if loops.serve(p, f, x):
+        return loops.kicked_and_drifted(p, f, x, w, kick * FORCE_TO_ACCELERATION, drift)
+    p = kicked(p, f, kick)
+    return p, drifted(state, x, p, drift)
 
 
 def total_energy(state: MDState) -> Tensor:
