@@ -1,38 +1,30 @@
-"""What a step does besides the forces, in compiled loops for the CPU.
+"""What a step does besides the forces, in compiled loops over NumPy arrays, for the CPU.
 
-At 20 atoms a tensor operation on a cold cache takes 5 µs and computes for 0.05. Every function here
-stands for a few of them, which remain beside its call: for other devices, and where a graph is
-recorded. The arithmetic is that of the tensor operations, number by number, so that a replica's
-bits depend on no other; only products that torch adds without rounding them first differ.
+At 20 atoms a tensor operation on a cold cache takes 5 µs and computes for 0.05. Every loop here
+stands for a few of them, which remain beside its call for other devices. The arithmetic is the
+same, number by number, so that a replica's bits depend on no other; only products that torch adds
+without rounding them first differ.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numba import njit
-from torch import Tensor
-
-
-def serve(*tensors: Tensor) -> bool:
-    """Whether the loops can take these tensors."""
-    for tensor in tensors:
-        if not tensor.is_cpu or tensor.requires_grad:
-            return False
-    return True
 
 
 @njit(cache=True)
-def _kick(momenta, forces, time, out):
+def kick(momenta, forces, time, out):
+    """out = p + t F, all [N, 3]."""
     if forces.shape != momenta.shape:
-        raise ValueError("forces must have a row of three for every atom")
+        raise ValueError("a force field must return a row of three forces for every atom")
     for k in range(out.shape[0]):
         for a in range(3):
             out[k, a] = momenta[k, a] + time * forces[k, a]
 
 
 @njit(cache=True)
-def _kick_and_drift(momenta, forces, positions, inverse_masses, kick, drift, out):
+def kick_and_drift(momenta, forces, positions, inverse_masses, kick, drift, out):
+    """out [2, N, 3] = p' = p + kick F, and x + drift p' / m."""
     for k in range(out.shape[1]):
         for a in range(3):
             p = momenta[k, a] + kick * forces[k, a]
@@ -41,9 +33,15 @@ def _kick_and_drift(momenta, forces, positions, inverse_masses, kick, drift, out
 
 
 @njit(cache=True)
-def _bath(
+def bath(
     momenta, forces, positions, inverse_masses, spread, random, heat, kick, drift, keep, half, out
 ):
+    """out [3, N, 3] = momenta, positions and heat after B, A, O and A of `Langevin`.
+
+    Args:
+        spread, random: [N, 1] and [N, 3] of O, whose product is the noise.
+        kick, drift, keep, half: time of B, time of A, c of O, and what turns p^2 / m into energy.
+    """
     for k in range(out.shape[1]):
         w = inverse_masses[k, 0]
         for a in range(3):
@@ -56,89 +54,74 @@ def _bath(
 
 
 @njit(cache=True)
-def _within(values, limit):
+def within(values, limit):
+    """Whether all values [N, 3] are numbers of at most this size."""
     for k in range(values.shape[0]):
-        for a in range(values.shape[1]):
+        for a in range(3):
             if not abs(values[k, a]) <= limit:
                 return False
     return True
 
 
 @njit(cache=True)
-def _copy_near(positions, limit, out):
-    n = positions.shape[0]
-    for k in range(n):
+def copy_within(values, limit, out):
+    """Copy values [N, 3] to the first rows of `out`; False if one is larger, or no number."""
+    for k in range(values.shape[0]):
         for a in range(3):
-            x = positions[k, a]
-            if not abs(x) <= limit:
+            if not abs(values[k, a]) <= limit:
                 return False
-            out[k, a] = x
-    out[n:] = 0.0
+            out[k, a] = values[k, a]
     return True
 
 
-def kicked(momenta: Tensor, forces: Tensor, time: float) -> Tensor:
-    """p + t F [N, 3]."""
-    out = np.empty(momenta.shape)
-    _kick(momenta.numpy(), forces.numpy(), time, out)
-    return torch.from_numpy(out)
-
-
-def kicked_and_drifted(
-    momenta: Tensor,
-    forces: Tensor,
-    positions: Tensor,
-    inverse_masses: Tensor,
-    kick: float,
-    drift: float,
-) -> tuple[Tensor, Tensor]:
-    """p' = p + kick F and x + drift p' / m, both [N, 3]."""
-    out = np.empty((2, *momenta.shape))
-    _kick_and_drift(
-        momenta.numpy(), forces.numpy(), positions.numpy(), inverse_masses.numpy(), kick, drift,
-        out,
-    )  # fmt: skip
-    return torch.from_numpy(out[0]), torch.from_numpy(out[1])
-
-
-def through_bath(
-    momenta: Tensor,
-    forces: Tensor,
-    positions: Tensor,
-    inverse_masses: Tensor,
-    spread: Tensor,
-    random: Tensor,
-    heat: Tensor,
-    factors: tuple[float, float, float, float],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Momenta, positions and heat [N, 3] after B, A, O and A of `Langevin`.
+@njit(cache=True)
+def uniform(low_key, high_key, steps, replica, atom, stream, out):
+    """out [S, N, 3] = the first three uniform numbers at the addresses of `nnpcalc.md.random`.
 
     Args:
-        spread: [N, 1] by which the normal numbers `random` [N, 3] are multiplied.
-        factors: time of B, time of A, c of O, and what turns p^2 / m into energy.
+        low_key, high_key, stream: uint64.
+        steps, replica, atom: uint64 [S], [N] and [N].
     """
-    out = np.empty((3, *momenta.shape))
-    _bath(
-        momenta.numpy(), forces.numpy(), positions.numpy(), inverse_masses.numpy(),
-        spread.numpy(), random.numpy(), heat.numpy(), *factors, out,
-    )  # fmt: skip
-    return torch.from_numpy(out[0]), torch.from_numpy(out[1]), torch.from_numpy(out[2])
+    mask, half_word = np.uint64(0xFFFFFFFF), np.uint64(32)
+    for s in range(steps.size):
+        step = steps[s]
+        for n in range(atom.size):
+            for block in range(2):
+                k0, k1 = low_key, high_key
+                c0, c1, c2 = atom[n], replica[n], step & mask
+                c3 = ((step >> half_word) << np.uint64(16)) | (stream << np.uint64(4))
+                c3 |= np.uint64(block)
+                for _ in range(10):
+                    first, second = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+                    c0, c1 = (second >> half_word) ^ c1 ^ k0, second & mask
+                    c2, c3 = (first >> half_word) ^ c3 ^ k1, first & mask
+                    k0 = (k0 + np.uint64(0x9E3779B9)) & mask
+                    k1 = (k1 + np.uint64(0xBB67AE85)) & mask
+                number = (c0 << np.uint64(20)) | (c1 >> np.uint64(12))
+                out[s, n, 2 * block] = np.float64(np.int64(2 * number + 1)) * 2.0**-53
+                if block == 0:
+                    number = (c2 << np.uint64(20)) | (c3 >> np.uint64(12))
+                    out[s, n, 1] = np.float64(np.int64(2 * number + 1)) * 2.0**-53
 
 
-def within(values: Tensor, limit: float) -> bool:
-    """Whether all values [N, 3] are numbers of at most this size."""
-    return _within(values.numpy(), limit)
+@njit(cache=True)
+def far_apart(positions, counts, radii, limit):
+    """Whether no two atoms of an open system are near each other, looking at all pairs.
 
-
-def copied_if_near(positions: Tensor, limit: float, n_rows: int, dtype: np.dtype) -> Tensor | None:
-    """Positions [N, 3] and zeros up to n_rows, in another dtype.
-
-    None if a coordinate lies beyond the limit (Å) or is not a number.
+    Args:
+        positions: [N, 3], Å.
+        counts: int64 [B], atoms of each system.
+        radii: [N], Å.
+        limit: distances in units of the sum of the radii.
     """
-    out = np.empty((n_rows, 3), dtype)
-    return torch.from_numpy(out) if _copy_near(positions.numpy(), limit, out) else None
-
-
-def leading_rows(values: Tensor, n: int) -> Tensor:
-    """The first n rows in float64."""
-    return torch.from_numpy(values.numpy()[:n].astype(np.float64, copy=False))
+    first = 0
+    for n in counts:
+        for i in range(first, first + n):
+            for j in range(first, i):
+                squared = 0.0
+                for a in range(3):
+                    squared += (positions[i, a] - positions[j, a]) ** 2
+                if not squared > (limit * (radii[i] + radii[j])) ** 2:
+                    return False
+        first += n
+    return True

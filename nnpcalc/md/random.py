@@ -19,9 +19,11 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from nnpcalc.md import loops
 from nnpcalc.state import as_integer
 
 MASK = 0xFFFFFFFF
@@ -89,6 +91,12 @@ def normals(
         float64 [S, N, 3].
     """
     many = torch.as_tensor(steps, dtype=torch.int64, device=atom.device).reshape(-1, 1, 1)
+    if atom.is_cpu:
+        numbers = np.empty((len(many), len(atom), 3))
+        when, who, where = (t.numpy().reshape(-1).view(np.uint64) for t in (many, replica, atom))
+        low, high, purpose = np.array([seed & MASK, seed >> 32, stream], np.uint64)
+        loops.uniform(low, high, when, who, where, purpose, numbers)
+        return torch.special.ndtri(torch.from_numpy(numbers))
     block = torch.arange(2, device=atom.device)[None, None, :]
     counter = (
         atom[None, :, None],

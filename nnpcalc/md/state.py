@@ -205,7 +205,9 @@ def changed(value: T, **fields: Any) -> T:
     of the time of the model.
     """
     copy: T = object.__new__(type(value))
-    object.__setattr__(copy, "__dict__", value.__dict__ | fields)
+    attributes = value.__dict__.copy()
+    attributes.update(fields)
+    object.__setattr__(copy, "__dict__", attributes)
     return copy
 
 

@@ -37,6 +37,7 @@ class _Built:
 
     Attributes:
         batch: the batch of the search, its cell copied. Its positions are not looked at again.
+        cell: of the batch, as it was given.
         positions: float64 [N, 3] in Å. Where systems were searched at different times, each has the
             positions of its own search.
         lattice: `periodic_basis` of the cells, or None if all systems are open (on the CPU only).
@@ -48,6 +49,7 @@ class _Built:
     """
 
     batch: AtomsBatch
+    cell: Tensor
     positions: Tensor
     lattice: tuple[Tensor, Tensor, Tensor] | None
     pairs: Tensor
@@ -67,7 +69,7 @@ class _Built:
         shifts: Tensor,
     ) -> _Built:
         """A list of a batch; positions, which are not copied, are where atoms were searched."""
-        batch = replace(batch, cell=batch.cell.clone())
+        cell, batch = batch.cell, replace(batch, cell=batch.cell.clone())
         may_ask, lattice, held = geometry.asking_is_free(batch.device), None, None
         if not may_ask or bool(batch.pbc.any()):
             lattice = periodic_basis(batch.cell, batch.pbc)
@@ -78,7 +80,21 @@ class _Built:
             limit = float(_limit(batch, lattice, cutoff + skin, skin))
             if limit > 0:
                 held = Held(positions, limit, pairs, shifts, translations, cutoff)
-        return _Built(batch, positions, lattice, pairs, shifts, translations, None, shifts, held)
+        return _Built(
+            batch, cell, positions, lattice, pairs, shifts, translations, None, shifts, held
+        )
+
+    def same_layout(self, new: AtomsBatch) -> bool:
+        """Whether atom k and system b of a batch can be atom k and system b of this one."""
+        old = self.batch
+        if new.system is old.system and new.cell is self.cell:  # asking for sizes takes 3 µs
+            return True
+        return (
+            old.system.shape == new.system.shape
+            and old.n_systems == new.n_systems
+            and (old.dtype, old.device) == (new.dtype, new.device)
+            and (old.system is new.system or torch.equal(old.system, new.system))
+        )
 
     def now(self, batch: AtomsBatch) -> NeighborList | None:
         """The list of a batch of the same layout; None if it takes more than measuring pairs.
@@ -185,9 +201,7 @@ class VerletList:
             ValueError: as `neighbor_list`.
         """
         built, settings = self._built, (self.cutoff, self.skin, self.backend)
-        if built is not None and (
-            settings != self._settings or not _same_layout(built.batch, batch)
-        ):
+        if built is not None and (settings != self._settings or not built.same_layout(batch)):
             built = None
         found = None if built is None else built.now(batch)
         if found is None:
@@ -204,7 +218,7 @@ class VerletList:
         batch = replace(
             batch,
             positions=batch.positions.detach(),
-            cell=batch.cell.detach(),
+            cell=batch.cell.detach() if batch.cell.requires_grad else batch.cell,
             partial_charges=None,
         )
         if self.skin == 0:
@@ -281,17 +295,6 @@ class VerletList:
         order = torch.sort(system.index_select(0, pairs[0]), stable=True)[1]
         pairs, shifts = pairs.index_select(1, order), shifts.index_select(0, order)
         return _Built.of(batch, positions, self.cutoff, self.skin, pairs, shifts)
-
-
-def _same_layout(old: AtomsBatch, new: AtomsBatch) -> bool:
-    """Whether atom k and system b of one batch can be atom k and system b of the other."""
-    if old.dtype != new.dtype or old.n_systems != new.n_systems:
-        return False
-    return old.system is new.system or (
-        old.system.shape == new.system.shape
-        and old.device == new.device
-        and torch.equal(old.system, new.system)
-    )
 
 
 def _part(batch: AtomsBatch, systems: Tensor, atoms: Tensor) -> AtomsBatch:

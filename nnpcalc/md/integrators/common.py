@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from nnpcalc.batch import AtomsBatch
 from nnpcalc.md import loops
 from nnpcalc.md.forcefield import ForceField, describe
 from nnpcalc.md.state import MDState, changed, degrees_of_freedom, kinetic_energy
@@ -39,7 +39,7 @@ class Integrator(Protocol):
 
 def evaluate(state: MDState, force_field: ForceField, *, stress: bool = False) -> MDState:
     """The state with the energy and forces of its positions."""
-    return changed(state, **_answers(state, state.atoms, force_field, stress))
+    return arrived(state, state.positions, state.momenta, 0.0, force_field, stress=stress)
 
 
 def arrived(
@@ -61,24 +61,23 @@ def arrived(
         fields: further fields of the state.
     """
     atoms = changed(state.atoms, positions=positions)
-    answers = _answers(state, atoms, force_field, stress)
-    momenta = kicked(momenta, answers["forces"], kick)
-    return changed(state, atoms=atoms, momenta=momenta, **answers, **fields)
-
-
-def _answers(
-    state: MDState, atoms: AtomsBatch, force_field: ForceField, stress: bool
-) -> dict[str, Any]:
-    """The fields of a state that a force field fills."""
     found = force_field(atoms, stress=stress)
-    answers = {
-        "forces": found.forces if state.mobile is None else found.forces * state.mobile,
-        "energy": found.energy,
-        "stress": found.stress if stress else None,
-    }
+    forces = found.forces.detach() if found.forces.requires_grad else found.forces
+    if state.mobile is not None:
+        forces = forces * state.mobile
+    if kick:
+        momenta = kicked(momenta, forces, kick)
     if found.uncertainty is not None:
-        answers["system_variables"] = {**state.system_variables, "uncertainty": found.uncertainty}
-    return answers
+        fields["system_variables"] = {**state.system_variables, "uncertainty": found.uncertainty}
+    return changed(
+        state,
+        atoms=atoms,
+        momenta=momenta,
+        forces=forces,
+        energy=found.energy,
+        stress=found.stress if stress else None,
+        **fields,
+    )
 
 
 def begin(state: MDState, *, conserves_momentum: bool) -> MDState:
@@ -89,8 +88,11 @@ def begin(state: MDState, *, conserves_momentum: bool) -> MDState:
 
 def kicked(momenta: Tensor, forces: Tensor, time: float) -> Tensor:
     """p + F t: momenta [N, 3] in amu Å/fs, forces in eV/Å, time in fs."""
-    if loops.serve(momenta, forces):
-        return loops.kicked(momenta, forces, time * FORCE_TO_ACCELERATION)
+    if momenta.is_cpu:
+        p = momenta.numpy()
+        out = np.empty_like(p)
+        loops.kick(p, forces.numpy(), time * FORCE_TO_ACCELERATION, out)
+        return torch.from_numpy(out)
     return torch.add(momenta, forces, alpha=time * FORCE_TO_ACCELERATION)
 
 
@@ -101,11 +103,16 @@ def drifted(state: MDState, positions: Tensor, momenta: Tensor, time: float) -> 
 
 def kicked_and_drifted(state: MDState, kick: float, drift: float) -> tuple[Tensor, Tensor]:
     """Momenta after a kick by the forces, and positions after a drift with these; times in fs."""
-    p, f, x, w = state.momenta, state.forces, state.positions, state.inverse_masses
-    if loops.serve(p, f, x):
-        return loops.kicked_and_drifted(p, f, x, w, kick * FORCE_TO_ACCELERATION, drift)
-    p = kicked(p, f, kick)
-    return p, drifted(state, x, p, drift)
+    momenta, positions = state.momenta, state.atoms.positions
+    if momenta.is_cpu:
+        p, w = momenta.numpy(), state.inverse_masses.numpy()
+        out = np.empty((2, len(p), 3))
+        loops.kick_and_drift(
+            p, state.forces.numpy(), positions.numpy(), w, kick * FORCE_TO_ACCELERATION, drift, out
+        )
+        return torch.from_numpy(out[0]), torch.from_numpy(out[1])
+    momenta = kicked(momenta, state.forces, kick)
+    return momenta, drifted(state, positions, momenta, drift)
 
 
 def total_energy(state: MDState) -> Tensor:

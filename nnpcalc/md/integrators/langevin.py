@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,16 +104,18 @@ class Langevin:
         """Momenta, positions and heat after B, A, O and A."""
         half, keep = 0.5 * self.timestep, math.exp(-self.friction * self.timestep)
         spread, heat = state.atom_variables["noise"], state.atom_variables["heat"]
-        p, f, x, w = state.momenta, state.forces, state.positions, state.inverse_masses
-        if loops.serve(p, f, x):
-            factors = half * FORCE_TO_ACCELERATION, half, keep, _HALF
-            return loops.through_bath(p, f, x, w, spread, random, heat, factors)
+        if state.momenta.is_cpu:
+            p, x, w = state.momenta, state.atoms.positions, state.inverse_masses
+            arrays = [t.numpy() for t in (p, state.forces, x, w, spread, random, heat)]
+            out = np.empty((3, len(arrays[0]), 3))
+            loops.bath(*arrays, half * FORCE_TO_ACCELERATION, half, keep, _HALF, out)  # type: ignore[call-arg]
+            return torch.from_numpy(out[0]), torch.from_numpy(out[1]), torch.from_numpy(out[2])
         before, positions = kicked_and_drifted(state, half, half)
         momenta = torch.addcmul(before * keep, spread, random)
         positions = drifted(state, positions, momenta, half)
         # kept per coordinate and summed when it is asked for, which is seldom
         gained = torch.addcmul(momenta * momenta, before, before, value=-1.0)
-        return momenta, positions, torch.addcmul(heat, gained, w, value=_HALF)
+        return momenta, positions, torch.addcmul(heat, gained, state.inverse_masses, value=_HALF)
 
     def conserved(self, state: MDState) -> Tensor:
         """Total energy less the heat that came in [B], eV."""
