@@ -218,3 +218,16 @@ def test_empty_batches_pass_through() -> None:
 def test_a_skin_is_a_length(skin: float) -> None:
     with pytest.raises(ValueError, match="skin must be a length"):
         VerletList(5.0, skin=skin)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_atoms_that_meet_without_a_search(dtype: torch.dtype, asking: None) -> None:
+    batch = batch_of(Atoms("OHH", [[0, 0, 0], [0.01, 0, 0], [0, 0, 1]]), dtype)
+    neighbors = VerletList(5.0, skin=0.5)
+    neighbors.update(batch)
+    meeting = moved(batch, torch.tensor([[0.01, 0, 0], [0, 0, 0], [0, 0, 0]]))
+    with pytest.raises(ValueError, match=r"system 0: atom 0 \(O\) and atom 1 \(H\) are in"):
+        neighbors.update(meeting)
+    assert neighbors.n_searches == 1
+    leaf = batch.positions.clone().requires_grad_()
+    assert_identical(neighbors.update(replace(batch, positions=leaf)), neighbor_list(batch, 5.0))

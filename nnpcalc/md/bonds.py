@@ -12,9 +12,14 @@ from nnpcalc.neighbors import NeighborList, neighbor_list
 _RADII = torch.tensor(covalent_radii, dtype=torch.float64)
 
 
+def covalent_radii_of(atoms: AtomsBatch) -> Tensor:
+    """Covalent radii (Å) of the atoms [N]."""
+    return _RADII.to(atoms.device)[atoms.numbers]
+
+
 def covalent_sums(atoms: AtomsBatch, pairs: Tensor) -> Tensor:
     """Sums [P] of the covalent radii (Å) of the atoms of pairs [2, P]."""
-    radii = _RADII.to(atoms.device)[atoms.numbers]
+    radii = covalent_radii_of(atoms)
     return radii.index_select(0, pairs[0]) + radii.index_select(0, pairs[1])
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from ase import Atoms
 from torch import Tensor
@@ -16,6 +18,7 @@ from nnpcalc.backends import Engine, Model, prepare
 from nnpcalc.batch import AtomsBatch
 from nnpcalc.calculator import NNPCalculator
 from nnpcalc.evaluation import checked_batch
+from nnpcalc.md import loops
 from nnpcalc.md.invariance import row_block
 from nnpcalc.md.state import changed
 from nnpcalc.neighbors import NeighborList, VerletList
@@ -27,8 +30,7 @@ from nnpcalc.potential import Potential
 NEAR = 64.0
 
 
-@dataclass(frozen=True)
-class Forces:
+class Forces(NamedTuple):
     """What a force field says of a batch; float64.
 
     Attributes:
@@ -146,20 +148,22 @@ class ModelForceField:
             self._frame = frame
         batch = frame.fill(atoms)
         if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-            output = self._run(batch, atoms.n_systems, stress)
+            output = self._run(batch, frame.n_systems, stress)
         else:  # a caller's inference_mode or no_grad must not reach into the forces
             with torch.inference_mode(False), torch.enable_grad():
-                output = self._run(batch, atoms.n_systems, stress)
-        n, b = atoms.n_atoms, atoms.n_systems
+                output = self._run(batch, frame.n_systems, stress)
+        n, b = frame.n_atoms, frame.n_systems
+        energy, forces = output["energy"], output["forces"]
+        if forces.is_cpu and not (forces.requires_grad or energy.requires_grad):
+            energy = torch.from_numpy(energy.numpy()[:b])
+            forces = torch.from_numpy(forces.numpy()[:n].astype(np.float64, copy=False))
+        else:
+            energy, forces = energy[:b], forces[:n].to(torch.float64)
+        strain = output["stress"][:b].to(torch.float64) if stress else None
         spread = output.get("forces_uncertainty")
         if spread is not None:  # a committee's
             spread = torch.segment_reduce(spread[:n], "max", lengths=atoms.counts, unsafe=True)
-        return Forces(
-            energy=output["energy"][:b],
-            forces=output["forces"][:n].to(torch.float64),
-            stress=output["stress"][:b].to(torch.float64) if stress else None,
-            uncertainty=spread,
-        )
+        return Forces(energy, forces, strain, spread)
 
     def _run(self, batch: AtomsBatch, n_systems: int, stress: bool) -> dict[str, Tensor]:
         """Energy, forces and perhaps stress of a batch and its spare atoms."""
@@ -198,7 +202,11 @@ class _Frame:
     batch: AtomsBatch
     spare: Tensor  # [n, 3], positions of the spare atoms
     first: Tensor  # [B], first atom of each system
-    far: bool  # coordinates may have to be brought back
+    limit: float  # Å; larger coordinates are brought back first
+    n_atoms: int  # without the spare ones
+    n_systems: int
+    n_rows: int  # atoms of the batch
+    kind: np.dtype  # of the batch
 
     @staticmethod
     def of(atoms: AtomsBatch, dtype: torch.dtype, block: int) -> _Frame:
@@ -207,9 +215,12 @@ class _Frame:
         if spare:
             batch = AtomsBatch.concatenate([batch, _lone_atoms(batch, spare)])
         first = torch.cumsum(atoms.counts, 0) - atoms.counts
+        kind = np.dtype(str(dtype).removeprefix("torch."))
         return _Frame(
-            atoms, batch, atoms.positions.new_zeros(spare, 3), first, dtype == torch.float32
-        )
+            atoms, batch, atoms.positions.new_zeros(spare, 3), first,
+            NEAR if dtype == torch.float32 else math.inf,
+            atoms.n_atoms, atoms.n_systems, batch.n_atoms, kind,
+        )  # fmt: skip
 
     def fits(self, atoms: AtomsBatch) -> bool:
         old = self.source
@@ -224,14 +235,18 @@ class _Frame:
 
     def fill(self, atoms: AtomsBatch) -> AtomsBatch:
         """The batch with the positions, and if they are new the cells, of other atoms."""
-        n, b, batch = atoms.n_atoms, atoms.n_systems, self.batch
-        positions = _brought_back(atoms, self.first) if self.far else atoms.positions
-        if batch.n_atoms > n:
-            positions = torch.cat((positions, self.spare))
-        positions = positions.to(batch.dtype)
-        cell = batch.cell
-        if atoms.cell is not self.source.cell:
-            cell = torch.cat((atoms.cell.to(batch.dtype), batch.cell[b:]))
+        batch, cell, positions = self.batch, atoms.cell, None
+        if atoms.positions.is_cpu and not atoms.positions.requires_grad:
+            copy = np.zeros((self.n_rows, 3), self.kind)
+            if loops.copy_within(atoms.positions.numpy(), self.limit, copy):
+                positions = torch.from_numpy(copy)
+        if positions is None:
+            far = math.isfinite(self.limit)
+            positions = _brought_back(atoms, self.first) if far else atoms.positions
+            positions = torch.cat((positions, self.spare)).to(batch.dtype)
+        if cell is self.source.cell:
+            return changed(batch, positions=positions)
+        cell = torch.cat((cell.to(batch.dtype), batch.cell[atoms.n_systems :]))
         return changed(batch, positions=positions, cell=cell)
 
 

@@ -19,9 +19,11 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from nnpcalc.md import loops
 from nnpcalc.state import as_integer
 
 MASK = 0xFFFFFFFF
@@ -89,6 +91,12 @@ def normals(
         float64 [S, N, 3].
     """
     many = torch.as_tensor(steps, dtype=torch.int64, device=atom.device).reshape(-1, 1, 1)
+    if atom.is_cpu:
+        numbers = np.empty((len(many), len(atom), 3))
+        when, who, where = (t.numpy().reshape(-1).view(np.uint64) for t in (many, replica, atom))
+        low, high, purpose = np.array([seed & MASK, seed >> 32, stream], np.uint64)
+        loops.uniform(low, high, when, who, where, purpose, numbers)
+        return torch.special.ndtri(torch.from_numpy(numbers))
     block = torch.arange(2, device=atom.device)[None, None, :]
     counter = (
         atom[None, :, None],
@@ -111,7 +119,7 @@ class Noise:
     stream: int
     _owner: tuple[int, Tensor, Tensor] | None = field(default=None, repr=False)
     _first: int = field(default=0, repr=False)
-    _block: Tensor | None = field(default=None, repr=False)
+    _block: tuple[Tensor, ...] | None = field(default=None, repr=False)
 
     def at(self, seed: int, replica: Tensor, atom: Tensor, step: int) -> Tensor:
         """Numbers [N, 3] of a step; replica and atom as in `normals`."""
@@ -126,7 +134,8 @@ class Noise:
         if not known or not self._first <= step < self._first + len(self._block):  # type: ignore[arg-type]
             ahead = max(1, AHEAD // max(1, 6 * atom.shape[0]))
             steps = torch.arange(step, step + ahead, device=atom.device)
-            self._block = normals(seed, replica, atom, steps, self.stream)
+            # taken apart at once, which is cheaper than a row in every step
+            self._block = normals(seed, replica, atom, steps, self.stream).unbind()
             self._owner, self._first = (seed, replica, atom), step
         assert self._block is not None
         return self._block[step - self._first]

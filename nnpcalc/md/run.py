@@ -284,17 +284,20 @@ class _Loop:
     def _run(self, steps: int) -> None:
         with StopSignals() as signals:
             self._begin(steps)
-            while self.state.step < steps and not signals.received:
-                self._advance()
-                step = self.state.step
-                writes = self.writer is not None or self.report is not None
-                frame_due = writes and step % self.files.interval == 0
-                save_due = step % self.files.checkpoint_interval == 0 or step == steps
-                if frame_due or save_due or step % self.watchdog.interval == 0:
-                    self._check()
-                if frame_due:
+            intervals = [self.files.checkpoint_interval, self.watchdog.interval]
+            writes = self.writer is not None or self.report is not None
+            if writes:
+                intervals.append(self.files.interval)
+            while (step := self.state.step) < steps and not signals.received:
+                due = min(steps, *(step - step % interval + interval for interval in intervals))
+                while self.state.step < due and not signals.received:
+                    self._advance()
+                if self.state.step < due:
+                    break
+                self._check()
+                if writes and due % self.files.interval == 0:
                     self._write()
-                if save_due:
+                if due % self.files.checkpoint_interval == 0 or due == steps:
                     self._save()
             if signals.received:
                 if self.good is not self.state:

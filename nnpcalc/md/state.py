@@ -205,8 +205,9 @@ def changed(value: T, **fields: Any) -> T:
     of the time of the model.
     """
     copy: T = object.__new__(type(value))
-    copy.__dict__.update(value.__dict__)
-    copy.__dict__.update(fields)
+    attributes = value.__dict__.copy()
+    attributes.update(fields)
+    object.__setattr__(copy, "__dict__", attributes)
     return copy
 
 

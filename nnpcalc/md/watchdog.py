@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nnpcalc.md.bonds import relative_distances
+from nnpcalc.md import loops
+from nnpcalc.md.bonds import covalent_radii_of, relative_distances
 from nnpcalc.md.integrators.common import Integrator
 from nnpcalc.md.state import MDState, temperature
 from nnpcalc.state import element_symbol
@@ -16,6 +17,9 @@ from nnpcalc.state import element_symbol
 #: Relative distances (in sums of covalent radii) at which two atoms are bonded at the start, count
 #: as newly bonded, and have lost their bond.
 BONDED, FORMED, BROKEN = 1.25, 1.1, 1.75
+
+#: Atoms of a molecule from which on a search takes less time than all its pairs.
+LARGE = 1000
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,8 @@ class Watchdog:
 
     def calm(self, state: MDState) -> bool:
         """Whether the forces on all replicas are numbers within the limit; cheap."""
-        # few operations: at 20 atoms each of them costs a hundredth of what the model may cost
+        if state.forces.is_cpu:
+            return bool(loops.within(state.forces.numpy(), self.max_force))
         low, high = torch.aminmax(state.forces)
         return float(low) >= -self.max_force and float(high) <= self.max_force
 
@@ -133,9 +138,10 @@ class Watchdog:
         """
         found: dict[int, Incident] = {}
         conserved = integrator.conserved(state)
-        self._forces(state, found)
-        # neighbors cannot be had of positions that are not finite
-        if not bool(torch.isfinite(state.positions).all()):
+        finite = bool(torch.isfinite(state.positions).all())
+        if not (finite and self.calm(state) and bool(torch.isfinite(state.energy).all())):
+            self._forces(state, found)
+        if not finite:  # and without neighbors
             return found, reference
         self._contacts(state, found)
         self._temperature(state, found)
@@ -158,7 +164,7 @@ class Watchdog:
             _note(found, state, b, f"the energy is {float(state.energy[b])}")
 
     def _contacts(self, state: MDState, found: dict[int, Incident]) -> None:
-        if self.min_distance is None:
+        if self.min_distance is None or _far_apart(state, self.min_distance):
             return
         pairs, relative = _near(state, self.min_distance)
         for k in torch.argsort(relative).tolist():
@@ -218,6 +224,17 @@ class Watchdog:
             row = int(torch.nonzero(state.atoms.system == b)[0, 0])
             names = f"{_name(state, row + i)} and {_name(state, row + j)}"
             _note(found, state, b, f"the bond of atoms {names} {what}", (i, j))
+
+
+def _far_apart(state: MDState, limit: float) -> bool:
+    """Whether it takes no search to see that `_near` would find nothing."""
+    atoms = state.atoms
+    if not atoms.positions.is_cpu or bool(atoms.pbc.any()) or int(state.counts.max()) > LARGE:
+        return False
+    positions, counts, radii = atoms.positions, state.counts, covalent_radii_of(atoms)
+    # a little farther than the limit, so that rounding hides nothing
+    limit *= 1.0 + 1e-9
+    return bool(loops.far_apart(positions.numpy(), counts.numpy(), radii.numpy(), limit))
 
 
 def _near(state: MDState, limit: float) -> tuple[Tensor, Tensor]:

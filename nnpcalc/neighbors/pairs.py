@@ -204,7 +204,7 @@ def accept(batch: AtomsBatch, candidates: Candidates, cutoff: float) -> Neighbor
             if batch.n_systems > 1:
                 image.add_(batch.system.index_select(0, i) * len(images))
             vector.add_(table.index_select(0, image))
-        found.distances[part] = pair_distances(vector)
+        _lengths(vector, found.distances[part])
     return _closer(batch, found, cutoff)
 
 
@@ -236,8 +236,18 @@ def measure(
         else:
             torch.index_select(positions, 0, pairs[1, part], out=vector)
             vector.sub_(positions.index_select(0, pairs[0, part])).add_(translations[part])
-        found.distances[part] = pair_distances(vector)
+        _lengths(vector, found.distances[part])
     return _closer(batch, found, cutoff)
+
+
+def _lengths(vectors: Tensor, out: Tensor) -> None:
+    """Write the lengths [P] of the vectors [P, 3], the same bits in every loop and on a GPU."""
+    if vectors.device.type != "cpu":
+        out.copy_(pair_distances(vectors))
+        return
+    x, y, z = vectors.numpy().T
+    # correctly rounded, which torch's root on the CPU is not
+    np.sqrt(x * x + y * y + z * z, out=out.numpy())
 
 
 def _chunks(pairs: Tensor) -> list[slice]:

@@ -16,11 +16,19 @@ from torch import Tensor
 from nnpcalc.neighbors import geometry
 from nnpcalc.neighbors.backends import candidates, find
 from nnpcalc.neighbors.geometry import pair_translations, periodic_basis
-from nnpcalc.neighbors.pairs import NeighborList, checked_cutoff, empty_list, measure
+from nnpcalc.neighbors.pairs import (
+    OVERLAP,
+    NeighborList,
+    checked_cutoff,
+    empty_list,
+    measure,
+    overlap_error,
+)
 from nnpcalc.neighbors.wrapping import per_atom, rounding, transform
 
 if TYPE_CHECKING:
     from nnpcalc.batch import AtomsBatch
+    from nnpcalc.neighbors.held import Held
 
 
 @dataclass(frozen=True)
@@ -29,43 +37,87 @@ class _Built:
 
     Attributes:
         batch: the batch of the search, its cell copied. Its positions are not looked at again.
+        cell: of the batch, as it was given.
         positions: float64 [N, 3] in Å. Where systems were searched at different times, each has the
             positions of its own search.
         lattice: `periodic_basis` of the cells, or None if all systems are open (on the CPU only).
-        limit: Å that an atom may move, allowing for rounding, while none has jumped.
         pairs, shifts: [2, Q] and [Q, 3] of the search.
         translations: [Q, 3], shifts @ cell in Å.
         jumps: int64 [N, 3], lattice vectors by which atoms have jumped since the search, or None.
         original_shifts: [Q, 3] before these jumps.
+        held: the same for the CPU, while no atom has jumped; else None.
     """
 
     batch: AtomsBatch
+    cell: Tensor
     positions: Tensor
     lattice: tuple[Tensor, Tensor, Tensor] | None
-    limit: float
     pairs: Tensor
     shifts: Tensor
     translations: Tensor
     jumps: Tensor | None
     original_shifts: Tensor
+    held: Held | None
 
     @staticmethod
     def of(
         batch: AtomsBatch,
         positions: Tensor,
-        reach: float,
+        cutoff: float,
         skin: float,
         pairs: Tensor,
         shifts: Tensor,
     ) -> _Built:
         """A list of a batch; positions, which are not copied, are where atoms were searched."""
-        batch = replace(batch, cell=batch.cell.clone())
-        lattice = None
-        if not geometry.asking_is_free(batch.device) or bool(batch.pbc.any()):
+        cell, batch = batch.cell, replace(batch, cell=batch.cell.clone())
+        may_ask, lattice, held = geometry.asking_is_free(batch.device), None, None
+        if not may_ask or bool(batch.pbc.any()):
             lattice = periodic_basis(batch.cell, batch.pbc)
-        limit = float(_limit(batch, lattice, reach, skin))
         translations = pair_translations(batch.cell, batch.system, pairs[0], shifts)
-        return _Built(batch, positions, lattice, limit, pairs, shifts, translations, None, shifts)
+        if may_ask:
+            from nnpcalc.neighbors.held import Held  # numba takes a while to import
+
+            limit = float(_limit(batch, lattice, cutoff + skin, skin))
+            if limit > 0:
+                held = Held(positions, limit, pairs, shifts, translations, cutoff)
+        return _Built(
+            batch, cell, positions, lattice, pairs, shifts, translations, None, shifts, held
+        )
+
+    def same_layout(self, new: AtomsBatch) -> bool:
+        """Whether atom k and system b of a batch can be atom k and system b of this one."""
+        old = self.batch
+        if new.system is old.system and new.cell is self.cell:  # asking for sizes takes 3 µs
+            return True
+        return (
+            old.system.shape == new.system.shape
+            and old.n_systems == new.n_systems
+            and (old.dtype, old.device) == (new.dtype, new.device)
+            and (old.system is new.system or torch.equal(old.system, new.system))
+        )
+
+    def now(self, batch: AtomsBatch) -> NeighborList | None:
+        """The list of a batch of the same layout; None if it takes more than measuring pairs.
+
+        Raises:
+            ValueError: two atoms in the same place.
+        """
+        old = self.batch
+        if (
+            self.held is None
+            or not (batch.numbers is old.numbers or torch.equal(batch.numbers, old.numbers))
+            or not (batch.pbc is old.pbc or torch.equal(batch.pbc, old.pbc))
+            or not (self.lattice is None or torch.equal(batch.cell, old.cell))
+        ):
+            return None
+        positions = batch.positions
+        measured = self.held.closer(positions.detach() if positions.requires_grad else positions)
+        if measured is None:
+            return None
+        found, shortest = measured
+        if shortest < OVERLAP:
+            raise overlap_error(batch, found)
+        return found
 
     def jumped(self, jumps: Tensor) -> _Built:
         """The same pairs after atoms have jumped by lattice vectors [N, 3] since the search.
@@ -75,7 +127,7 @@ class _Built:
         i, j = self.pairs
         shifts = self.original_shifts - jumps.index_select(0, j) + jumps.index_select(0, i)
         translations = pair_translations(self.batch.cell, self.batch.system, i, shifts)
-        return replace(self, jumps=jumps, shifts=shifts, translations=translations)
+        return replace(self, jumps=jumps, shifts=shifts, translations=translations, held=None)
 
 
 @dataclass(frozen=True)
@@ -140,7 +192,6 @@ class VerletList:
         """Forget the list: the next update searches."""
         self._built = None
 
-    @torch.no_grad()
     def update(self, batch: AtomsBatch) -> NeighborList:
         """The pairs of a batch closer than the cutoff: equal to `neighbor_list(batch, cutoff)`.
 
@@ -149,26 +200,32 @@ class VerletList:
         Raises:
             ValueError: as `neighbor_list`.
         """
+        built, settings = self._built, (self.cutoff, self.skin, self.backend)
+        if built is not None and (settings != self._settings or not built.same_layout(batch)):
+            built = None
+        found = None if built is None else built.now(batch)
+        if found is None:
+            # nothing is kept if this fails
+            self._built, self._settings = None, settings
+            found = self._renewed(built, batch)
+        return found
+
+    @torch.no_grad()
+    def _renewed(self, built: _Built | None, batch: AtomsBatch) -> NeighborList:
+        """The pairs of a batch of the same layout as `built`, or after a search."""
         if not batch.n_atoms:
             return empty_list(batch)
         batch = replace(
             batch,
             positions=batch.positions.detach(),
-            cell=batch.cell.detach(),
+            cell=batch.cell.detach() if batch.cell.requires_grad else batch.cell,
             partial_charges=None,
         )
-        settings = (self.cutoff, self.skin, self.backend)
-        built = self._built if settings == self._settings else None
-        # nothing is kept if this fails
-        self._built, self._settings = None, settings
         if self.skin == 0:
             self.n_searches += 1
             self.n_systems_searched += batch.n_systems
             return find(batch, self.cutoff, self.backend)
-        if built is None or not _same_layout(built.batch, batch):
-            built = self._search(batch)
-        elif not _hardly_moved(built, batch):
-            built = self._follow(built, batch)
+        built = self._search(batch) if built is None else self._follow(built, batch)
         found = measure(batch, built.pairs, built.shifts, self.cutoff, built.translations)
         self._built = built
         return found
@@ -180,7 +237,7 @@ class VerletList:
         self.n_systems_searched += batch.n_systems
         pairs, shifts = candidates(batch, reach, self.backend)
         positions = batch.positions.to(torch.float64, copy=True)
-        return _Built.of(batch, positions, reach, self.skin, pairs, shifts)
+        return _Built.of(batch, positions, self.cutoff, self.skin, pairs, shifts)
 
     def _follow(self, built: _Built, batch: AtomsBatch) -> _Built:
         """The list for new positions: the same, with other shifts, or partly searched again."""
@@ -237,31 +294,7 @@ class VerletList:
         shifts = torch.cat((old.shifts.index_select(0, kept), new_shifts))
         order = torch.sort(system.index_select(0, pairs[0]), stable=True)[1]
         pairs, shifts = pairs.index_select(1, order), shifts.index_select(0, order)
-        return _Built.of(batch, positions, reach, self.skin, pairs, shifts)
-
-
-def _same_layout(old: AtomsBatch, new: AtomsBatch) -> bool:
-    """Whether atom k and system b of one batch can be atom k and system b of the other."""
-    return (
-        old.system.shape == new.system.shape
-        and old.n_systems == new.n_systems
-        and (old.dtype, old.device) == (new.dtype, new.device)
-        and (old.system is new.system or torch.equal(old.system, new.system))
-    )
-
-
-def _hardly_moved(built: _Built, batch: AtomsBatch) -> bool:
-    """Whether the list holds as it is. Cheap, and on a GPU, where asking costs, always False."""
-    old = built.batch
-    if not geometry.asking_is_free(batch.device) or built.jumps is not None or built.limit <= 0:
-        return False
-    moved = batch.positions - built.positions
-    return (
-        bool((moved * moved).sum(1).max() <= built.limit * built.limit)
-        and torch.equal(batch.numbers, old.numbers)
-        and torch.equal(batch.cell, old.cell)
-        and torch.equal(batch.pbc, old.pbc)
-    )
+        return _Built.of(batch, positions, self.cutoff, self.skin, pairs, shifts)
 
 
 def _part(batch: AtomsBatch, systems: Tensor, atoms: Tensor) -> AtomsBatch:

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from nnpcalc.md import loops
 from nnpcalc.md.forcefield import ForceField, describe
 from nnpcalc.md.state import MDState, changed, degrees_of_freedom, kinetic_energy
 from nnpcalc.units import FORCE_TO_ACCELERATION
@@ -37,17 +39,44 @@ class Integrator(Protocol):
 
 def evaluate(state: MDState, force_field: ForceField, *, stress: bool = False) -> MDState:
     """The state with the energy and forces of its positions."""
-    found = force_field(state.atoms, stress=stress)
-    forces = found.forces if state.mobile is None else found.forces * state.mobile
-    variables = state.system_variables
+    return arrived(state, state.positions, state.momenta, 0.0, force_field, stress=stress)
+
+
+def arrived(
+    state: MDState,
+    positions: Tensor,
+    momenta: Tensor,
+    kick: float,
+    force_field: ForceField,
+    *,
+    stress: bool = False,
+    **fields: Any,
+) -> MDState:
+    """The state at other positions, with their energy and forces, after a last kick by these.
+
+    Args:
+        positions: [N, 3], Å.
+        momenta: [N, 3], amu Å/fs, before the kick.
+        kick: its time, fs.
+        fields: further fields of the state.
+    """
+    atoms = changed(state.atoms, positions=positions)
+    found = force_field(atoms, stress=stress)
+    forces = found.forces.detach() if found.forces.requires_grad else found.forces
+    if state.mobile is not None:
+        forces = forces * state.mobile
+    if kick:
+        momenta = kicked(momenta, forces, kick)
     if found.uncertainty is not None:
-        variables = {**variables, "uncertainty": found.uncertainty}
+        fields["system_variables"] = {**state.system_variables, "uncertainty": found.uncertainty}
     return changed(
         state,
+        atoms=atoms,
+        momenta=momenta,
         forces=forces,
         energy=found.energy,
         stress=found.stress if stress else None,
-        system_variables=variables,
+        **fields,
     )
 
 
@@ -59,12 +88,31 @@ def begin(state: MDState, *, conserves_momentum: bool) -> MDState:
 
 def kicked(momenta: Tensor, forces: Tensor, time: float) -> Tensor:
     """p + F t: momenta [N, 3] in amu Å/fs, forces in eV/Å, time in fs."""
+    if momenta.is_cpu:
+        p = momenta.numpy()
+        out = np.empty_like(p)
+        loops.kick(p, forces.numpy(), time * FORCE_TO_ACCELERATION, out)
+        return torch.from_numpy(out)
     return torch.add(momenta, forces, alpha=time * FORCE_TO_ACCELERATION)
 
 
 def drifted(state: MDState, positions: Tensor, momenta: Tensor, time: float) -> Tensor:
     """x + p t / m: positions [N, 3] in Å, time in fs."""
     return torch.addcmul(positions, momenta, state.inverse_masses, value=time)
+
+
+def kicked_and_drifted(state: MDState, kick: float, drift: float) -> tuple[Tensor, Tensor]:
+    """Momenta after a kick by the forces, and positions after a drift with these; times in fs."""
+    momenta, positions = state.momenta, state.atoms.positions
+    if momenta.is_cpu:
+        p, w = momenta.numpy(), state.inverse_masses.numpy()
+        out = np.empty((2, len(p), 3))
+        loops.kick_and_drift(
+            p, state.forces.numpy(), positions.numpy(), w, kick * FORCE_TO_ACCELERATION, drift, out
+        )
+        return torch.from_numpy(out[0]), torch.from_numpy(out[1])
+    momenta = kicked(momenta, state.forces, kick)
+    return momenta, drifted(state, positions, momenta, drift)
 
 
 def total_energy(state: MDState) -> Tensor:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from nnpcalc.md import loops
 from nnpcalc.md.forcefield import ForceField
 from nnpcalc.md.integrators.common import (
+    arrived,
     begin,
     check_positive,
     drifted,
     evaluate,
-    kicked,
+    kicked_and_drifted,
     total_energy,
 )
 from nnpcalc.md.random import STREAM_THERMOSTAT, Noise
 from nnpcalc.md.state import MDState, changed, per_atom, sum_per_system, thermal_scale
 from nnpcalc.md.thermal import temperatures
-from nnpcalc.units import VELOCITY_SQUARED_TO_ENERGY
+from nnpcalc.units import FORCE_TO_ACCELERATION, VELOCITY_SQUARED_TO_ENERGY
 
 _HALF = 0.5 * VELOCITY_SQUARED_TO_ENERGY
 
@@ -90,26 +93,29 @@ class Langevin:
 
     def step(self, state: MDState, force_field: ForceField) -> MDState:
         """One time step later."""
-        half = 0.5 * self.timestep
-        momenta = kicked(state.momenta, state.forces, half)
-        positions = drifted(state, state.positions, momenta, half)
-        before = momenta
         random = self._noise.at(state.seed, state.owner, state.place, state.step)
-        keep = math.exp(-self.friction * self.timestep)
-        momenta = torch.addcmul(momenta * keep, state.atom_variables["noise"], random)
+        momenta, positions, heat = self._through_bath(state, random)
+        return arrived(
+            state, positions, momenta, 0.5 * self.timestep, force_field,
+            step=state.step + 1, atom_variables={**state.atom_variables, "heat": heat},
+        )  # fmt: skip
+
+    def _through_bath(self, state: MDState, random: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Momenta, positions and heat after B, A, O and A."""
+        half, keep = 0.5 * self.timestep, math.exp(-self.friction * self.timestep)
+        spread, heat = state.atom_variables["noise"], state.atom_variables["heat"]
+        if state.momenta.is_cpu:
+            p, x, w = state.momenta, state.atoms.positions, state.inverse_masses
+            arrays = [t.numpy() for t in (p, state.forces, x, w, spread, random, heat)]
+            out = np.empty((3, len(arrays[0]), 3))
+            loops.bath(*arrays, half * FORCE_TO_ACCELERATION, half, keep, _HALF, out)  # type: ignore[call-arg]
+            return torch.from_numpy(out[0]), torch.from_numpy(out[1]), torch.from_numpy(out[2])
+        before, positions = kicked_and_drifted(state, half, half)
+        momenta = torch.addcmul(before * keep, spread, random)
         positions = drifted(state, positions, momenta, half)
         # kept per coordinate and summed when it is asked for, which is seldom
         gained = torch.addcmul(momenta * momenta, before, before, value=-1.0)
-        heat = torch.addcmul(
-            state.atom_variables["heat"], gained, state.inverse_masses, value=_HALF
-        )
-        state = evaluate(state.moved(positions, momenta), force_field)
-        return changed(
-            state,
-            momenta=kicked(state.momenta, state.forces, half),
-            step=state.step + 1,
-            atom_variables={**state.atom_variables, "heat": heat},
-        )
+        return momenta, positions, torch.addcmul(heat, gained, state.inverse_masses, value=_HALF)
 
     def conserved(self, state: MDState) -> Tensor:
         """Total energy less the heat that came in [B], eV."""

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from nnpcalc.md.forcefield import ForceField
 from nnpcalc.md.integrators.common import (
+    arrived,
     begin,
     check_degrees,
     check_moving,
     check_positive,
     drifted,
     evaluate,
-    kicked,
+    kicked_and_drifted,
     rowwise,
     total_energy,
 )
@@ -83,14 +84,10 @@ class NoseHoover:
     def step(self, state: MDState, force_field: ForceField) -> MDState:
         """One time step later."""
         half = 0.5 * self.timestep
-        momenta = kicked(state.momenta, state.forces, half)
-        positions = drifted(state, state.positions, momenta, half)
+        momenta, positions = kicked_and_drifted(state, half, half)
         state = self._thermostat(changed(state, momenta=momenta))
         positions = drifted(state, positions, state.momenta, half)
-        state = evaluate(state.moved(positions, state.momenta), force_field)
-        return changed(
-            state, momenta=kicked(state.momenta, state.forces, half), step=state.step + 1
-        )
+        return arrived(state, positions, state.momenta, half, force_field, step=state.step + 1)
 
     def conserved(self, state: MDState) -> Tensor:
         """Energy of the atoms and of the chain [B], eV."""

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from nnpcalc.md.forcefield import ForceField
 from nnpcalc.md.integrators.common import (
+    arrived,
     begin,
     check_positive,
-    drifted,
     evaluate,
-    kicked,
+    kicked_and_drifted,
     total_energy,
 )
-from nnpcalc.md.state import MDState, changed
+from nnpcalc.md.state import MDState
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,15 @@ class NVE:
 
     def step(self, state: MDState, force_field: ForceField) -> MDState:
         """One time step later."""
-        return changed(verlet_step(state, force_field, self.timestep), step=state.step + 1)
+        return verlet_step(state, force_field, self.timestep, step=state.step + 1)
 
     def conserved(self, state: MDState) -> Tensor:
         """Total energy [B], eV."""
         return total_energy(state)
 
 
-def verlet_step(
-    state: MDState, force_field: ForceField, timestep: float, *, stress: bool = False
-) -> MDState:
-    """Velocity Verlet; `step` is left as it was."""
+def verlet_step(state: MDState, force_field: ForceField, timestep: float, **fields: Any) -> MDState:
+    """Velocity Verlet, and further fields of the state."""
     half = 0.5 * timestep
-    momenta = kicked(state.momenta, state.forces, half)
-    positions = drifted(state, state.positions, momenta, timestep)
-    state = evaluate(state.moved(positions, momenta), force_field, stress=stress)
-    return changed(state, momenta=kicked(state.momenta, state.forces, half))
+    momenta, positions = kicked_and_drifted(state, half, timestep)
+    return arrived(state, positions, momenta, half, force_field, **fields)
