@@ -101,3 +101,17 @@ def test_who_gets_it():
     given = inputs(batch, neighbor_list(batch, potential.cutoff))
     with torch.no_grad(), pytest.raises(AssertionError, match="no_grad"):
         prepare(potential).program(*given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_system_has_the_same_bits_alone_and_in_any_batch(dtype):
+    structures = [molecule(name) for name in ("CH3CH2OH", "H2O", "C6H6", "CH3CHO", "NH3")]
+    structures[3].info["charge"] = -1
+    program = prepare(make_potential(), dtype=dtype).program
+    whole = program.evaluate(AtomsBatch.from_atoms(structures, dtype=dtype))
+    first = 0
+    for k, atoms in enumerate(structures):
+        alone = program.evaluate(AtomsBatch.from_atoms([atoms], dtype=dtype))
+        assert torch.equal(alone.energy[0], whole.energy[k])
+        assert torch.equal(alone.forces, whole.forces[first : first + len(atoms)])
+        first += len(atoms)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nnpcalc.kernels import inference_pairs as walks
 from nnpcalc.kernels import inference_step as step
 from nnpcalc.kernels.inference_step import Memory, OfAtoms, Parameters
+from nnpcalc.kernels.invariance import row_block
 from nnpcalc.kernels.perceptron import Activations, Perceptron
 from nnpcalc.kernels.rows import packed, padded
 from nnpcalc.kernels.simd import blocks
@@ -120,7 +121,12 @@ class TensorNetInference(nn.Module):
     Args:
         core: the network; changes to its parameters after this are not seen.
         n_knots: size of the radial tables; None takes as many as `inference_tables` finds enough.
+
+    Attributes:
+        brings_spare_atoms: a caller need not add any, see `nnpcalc.kernels.invariance`.
     """
+
+    brings_spare_atoms = True
 
     def __init__(self, core: TensorNet, n_knots: int | None = None) -> None:
         super().__init__()
@@ -160,15 +166,27 @@ class TensorNetInference(nn.Module):
         multiplicity: Tensor,
         partial_charges: Tensor | None = None,
     ) -> OfAtoms:
-        """What of the arguments of `forward` does not depend on positions, for the loops."""
+        """What of the arguments of `forward` does not depend on positions, for the loops.
+
+        Spare atoms make a system's bits those it has alone, see `nnpcalc.kernels.invariance`.
+        """
         core: Any = self.core
+        n_atoms = numbers.shape[0]
+        if spare := -n_atoms % (row_block() or 1):
+            numbers = torch.cat((numbers, numbers[:1].expand(spare)))
+            system = torch.cat((system, system.new_full((spare,), charge.shape[0])))
+            charge = torch.cat((charge, charge.new_zeros(1)))
+            multiplicity = torch.cat((multiplicity, multiplicity.new_ones(1)))
+            if partial_charges is not None:
+                partial_charges = torch.cat((partial_charges, partial_charges.new_zeros(spare)))
         attributes = core.attributes(system, charge, multiplicity, partial_charges)
         state = core.embedded_state(charge, multiplicity)
         receiver, sender = core.embedding.atom_features(numbers, state, system)
-        square = np.ones((len(core.layers), numbers.shape[0]), receiver.numpy().dtype)
+        receiver, sender = receiver[:n_atoms], sender[:n_atoms]
+        square = np.ones((len(core.layers), n_atoms), receiver.numpy().dtype)
         if attributes.shape[1]:
             for k, layer in enumerate(core.layers):
-                square[k] = layer.prefactor(attributes).view(-1).numpy()
+                square[k] = layer.prefactor(attributes).view(-1)[:n_atoms].numpy()
         return OfAtoms(
             receiver.contiguous().numpy(),
             sender.contiguous().numpy(),

@@ -17,9 +17,10 @@ from torch import Tensor
 from nnpcalc.backends import Engine, Model, prepare
 from nnpcalc.batch import AtomsBatch
 from nnpcalc.calculator import NNPCalculator
+from nnpcalc.committee import Committee
 from nnpcalc.evaluation import checked_batch
+from nnpcalc.kernels.invariance import row_block
 from nnpcalc.md import loops
-from nnpcalc.md.invariance import row_block
 from nnpcalc.md.state import changed
 from nnpcalc.neighbors import NeighborList, VerletList
 from nnpcalc.neighbors.geometry import periodic_basis
@@ -66,7 +67,8 @@ class ModelForceField:
         skin: Å, of the neighbor list.
         on_extrapolation: "raise" or "warn" about states that the model's card does not list.
         reproducible: on the CPU, get the same bits for a system alone and in any batch. The fused
-            back end then computes up to three more atoms, the others one system at a time.
+            back end of other networks than TensorNet then computes up to three more atoms, other
+            back ends one system at a time.
 
     Attributes:
         engine: what computes.
@@ -99,8 +101,10 @@ class ModelForceField:
         self._frame: _Frame | None = None
         on_cpu = self.engine.potential.device.type == "cpu"
         block = row_block() if self.engine.backend.name == "fused" else None
-        self._block = block if block is not None and on_cpu and reproducible else 1
         self._one_by_one = on_cpu and reproducible and block is None
+        self._block = 1
+        if block is not None and on_cpu and reproducible and not _any_batch(self.engine.program):
+            self._block = block
 
     @property
     def description(self) -> str:
@@ -192,6 +196,12 @@ class ModelForceField:
             for key in ("energy", "forces", "stress", "forces_uncertainty")
             if key in outputs[0]
         }
+
+
+def _any_batch(program: Any) -> bool:
+    """Whether a fused program gives a system the same bits in any batch, without spare atoms."""
+    members = program.members if isinstance(program, Committee) else [program]
+    return all(getattr(member.core, "brings_spare_atoms", False) for member in members)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
 """How to get the same bits for a system alone and in any batch.
 
-The rows of a matrix product on the CPU are rounded differently for different numbers of rows: the
-library takes other loops for the rows that do not fill a block. Everything else that the fused
-kernels do with atoms, they do atom by atom. So the number of atoms is brought to a multiple of the
-block by atoms that stand alone; how large a block is, is found by trying.
+The rows of torch's matrix products on the CPU are rounded differently for different numbers of
+rows: the library takes other loops for the rows that do not fill a block. Everything else that the
+fused kernels do with atoms, they do atom by atom. So the number of atoms is brought to a multiple
+of the block by atoms that stand alone; how large a block is, is found by trying.
+
+TensorNet's inference needs this once for a batch, for what does not depend on positions
+(`TensorNetInference.of_atoms`); its own products (`nnpcalc.kernels.rows`) do not have the problem.
 """
 
 from __future__ import annotations
