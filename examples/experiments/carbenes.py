@@ -68,6 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--variants", nargs="+", default=ROWS, help="rows of the table")
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--optimizer", default=Settings.optimizer, choices=("adamw", "muon"))
     parser.add_argument("--layers", type=int, default=Settings.layers)
     parser.add_argument("--channels", type=int, default=Settings.channels)
     parser.add_argument("--training", type=int, default=100, help="geometries of each molecule")
@@ -82,8 +83,9 @@ def main(arguments: list[str] | None = None) -> None:
     training, validation = read_corpus([corpus])
     floors = floors_of(validation)
     settings = replace(
-        Settings(), epochs=given.epochs, layers=given.layers, channels=given.channels
-    )
+        Settings(), epochs=given.epochs, layers=given.layers, channels=given.channels,
+        optimizer=given.optimizer,
+    )  # fmt: skip
     chosen = choose(variants("unpaired_electrons"), given.variants)
     results = compare(chosen, corpus, settings, given.seeds, output, measure)
     title = (

@@ -78,6 +78,7 @@ class Settings:
     epochs: int = 2
     atoms_per_batch: int = 400
     learning_rate: float = 3e-3
+    optimizer: str = "adamw"
     energy_weight: float = 5.0
     final_energy_weight: float = 10.0
     knots: int = 128
