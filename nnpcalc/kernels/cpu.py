@@ -98,7 +98,7 @@ class composed:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.serial, self.parallel = (
-            njit(fastmath=True, cache=True)(
+            njit(fastmath=True, cache=True, inline="always")(  # compiled once, with its caller
                 _twin(
                     function,
                     kind,

@@ -17,7 +17,7 @@ from numba import njit, prange
 from nnpcalc.kernels.cpu import compiled
 from nnpcalc.kernels.simd import EXACT, item, lanes_of, load_part, store_part, total, zeros
 
-_inline: dict[str, Any] = {"fastmath": EXACT, "inline": "always"}
+_inline: dict[str, Any] = {"fastmath": EXACT, "forceinline": True}
 
 
 @njit(**_inline)

@@ -36,7 +36,7 @@ from nnpcalc.kernels.simd import (
 )
 from nnpcalc.kernels.workspace import aligned
 
-_inline: dict[str, Any] = {"fastmath": EXACT, "inline": "always"}
+_inline: dict[str, Any] = {"fastmath": EXACT, "forceinline": True}
 
 
 def table_blocks(table: np.ndarray) -> np.ndarray:
