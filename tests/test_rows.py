@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnpcalc.kernels import cpu, perceptron
+from nnpcalc.kernels import perceptron, programs
 from nnpcalc.kernels.perceptron import Activations, Perceptron
 from nnpcalc.kernels.rows import CHUNK, ROWS, linear, mix, packed, padded
 
@@ -42,9 +42,9 @@ def test_a_row_has_the_same_bits_wherever_it_stands():
         assert np.array_equal(part, whole[first:last])
 
 
-@pytest.mark.parametrize("small", [0, cpu.SMALL])
+@pytest.mark.parametrize("small", [0, programs.SMALL])
 def test_mix(small, monkeypatch):
-    monkeypatch.setattr(cpu, "SMALL", small)
+    monkeypatch.setattr(programs, "SMALL", small)
     rng = np.random.default_rng(2)
     x, weight = rng.normal(size=(9, 45, 40)), rng.normal(size=(3, 40, 40))
     out, parts = np.empty_like(x), (slice(0, 1), slice(1, 4), slice(4, 9))

@@ -16,105 +16,17 @@ Shapes: w [P, 4], table [2 K, 3 F], x and g [N, 9, F], s = (a, b) [2, N, F], y [
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from types import FunctionType
 from typing import Any
 
-import numba
 import numpy as np
-import torch
 from numba import njit, prange
+
+from nnpcalc.kernels.programs import compiled
 
 PART = np.array((0, 1, 1, 1, 2, 2, 2, 2, 2), dtype=np.int64)
 STRIDE = 61  # spreads neighbouring knots, which hold similar numbers of pairs, over the threads
 
-# Elements of the largest array below which one thread works alone: some 5,000 pairs. Two threads
-# of which one must wait for a busy core are many times slower than one.
-SMALL = 200_000
-
 _inline: dict[str, Any] = {"fastmath": True, "inline": "always"}
-
-
-def _start_threads() -> None:
-    """Start numba's threads now: doing so sets the OpenMP default, which is torch's setting too."""
-    before = torch.get_num_threads()
-    numba.set_num_threads(1)
-    torch.set_num_threads(before)
-
-
-_start_threads()
-
-
-def _threads_wanted(size: int) -> bool:
-    """Whether arrays of so many elements are worth several threads; numba gets as many as torch."""
-    threads = torch.get_num_threads()
-    if threads == 1 or size <= SMALL:
-        return False
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-    return True
-
-
-def _twin(function: Any, suffix: str, **names: Any) -> Any:
-    """A copy of a function; numba's cache goes by the name, so every program needs its own."""
-    name = f"{function.__name__}_{suffix}"
-    twin = FunctionType(function.__code__, {**function.__globals__, **names}, name)
-    twin.__qualname__, twin.__module__ = name, function.__module__
-    return twin
-
-
-def compiled(function: Callable[..., None]) -> Any:
-    """Two programs from one loop: over threads for large arrays, plain for small ones.
-
-    A parallel loop hands its work to other threads even if only one may run; a plain one does not.
-    Vectors and tuples of them belong into a function that the loop calls: numba's analysis of
-    parallel loops takes them for arrays.
-
-    Returns:
-        A function that picks the program; its attributes ``serial`` and ``parallel`` are the two.
-    """
-    serial = njit(fastmath=True, cache=True)(function)
-    parallel = njit(fastmath=True, cache=True, parallel=True)(_twin(function, "parallel"))
-
-    @wraps(function)
-    def run(*arrays: np.ndarray) -> None:
-        # the threads first: sizes of a dozen arrays take longer than many a loop over small ones
-        several = torch.get_num_threads() > 1 and _threads_wanted(max(a.size for a in arrays))
-        (parallel if several else serial)(*arrays)
-
-    run.serial, run.parallel = serial, parallel  # type: ignore[attr-defined]
-    return run
-
-
-class composed:
-    """Two programs from a function that calls `compiled` or composed ones by their names.
-
-    One of them calls the plain programs only and the other the parallel ones only, without coming
-    back to Python between them.
-
-    Attributes:
-        serial, parallel: the programs.
-    """
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.serial, self.parallel = (
-            njit(fastmath=True, cache=True, inline="always")(  # compiled once, with its caller
-                _twin(
-                    function,
-                    kind,
-                    **{
-                        name: getattr(value, kind)
-                        for name, value in function.__globals__.items()
-                        if hasattr(value, "serial") and hasattr(value, "parallel")
-                    },
-                )
-            )
-            for kind in ("serial", "parallel")
-        )
-
-    def __call__(self, size: int, *arguments: Any) -> Any:
-        """Call the program for features of so many elements."""
-        return (self.parallel if _threads_wanted(size) else self.serial)(*arguments)
 
 
 @njit(cache=True)

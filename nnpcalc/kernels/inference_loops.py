@@ -14,7 +14,7 @@ from typing import Any
 
 from numba import njit, prange
 
-from nnpcalc.kernels.cpu import compiled
+from nnpcalc.kernels.programs import compiled
 from nnpcalc.kernels.simd import EXACT, item, lanes_of, load_part, store_part, total, zeros
 
 _inline: dict[str, Any] = {"fastmath": EXACT, "forceinline": True}

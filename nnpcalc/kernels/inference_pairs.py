@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from nnpcalc.kernels.cpu import compiled
 from nnpcalc.kernels.inference_loops import add, load_tensor, store_tensor
+from nnpcalc.kernels.programs import compiled
 from nnpcalc.kernels.simd import (
     EXACT,
     blocks,

@@ -13,7 +13,6 @@ import numpy as np
 from numba import njit
 
 from nnpcalc.kernels import perceptron
-from nnpcalc.kernels.cpu import composed
 from nnpcalc.kernels.inference_loops import (
     normalise,
     normalise_reverse,
@@ -41,6 +40,7 @@ from nnpcalc.kernels.inference_pairs import (
     to_blocks,
 )
 from nnpcalc.kernels.perceptron import Activations, Perceptron
+from nnpcalc.kernels.programs import composed
 from nnpcalc.kernels.rows import mix
 
 run_perceptron, reverse_perceptron = perceptron.run, perceptron.reverse

@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit, prange
 from torch import nn
 
-from nnpcalc.kernels.cpu import compiled, composed
+from nnpcalc.kernels.programs import compiled, composed
 from nnpcalc.kernels.rows import linear, packed, padded
 from nnpcalc.kernels.simd import EXACT, exp, lanes_of, load_part, store_part, total, zeros
 from nnpcalc.kernels.workspace import aligned

@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit, prange, types
 from numba.core import cgutils
 
-from nnpcalc.kernels.cpu import compiled
+from nnpcalc.kernels.programs import compiled
 from nnpcalc.kernels.simd import (
     EXACT,
     LANES,
