@@ -83,7 +83,7 @@ class Pace:
     its time, one works alone for a while, and for longer each time that happens again.
     """
 
-    CALIBRATION, STALLED, FIRST_BREAK, LONGEST_BREAK = 2, 3.0, 32, 4096
+    CALIBRATION, STALLED, FIRST_BREAK, LONGEST_BREAK = 2, 3.0, 2, 4096
 
     def __init__(self) -> None:
         self._alone = self.CALIBRATION  # calls that one thread shall still take
