@@ -272,6 +272,13 @@ def _any_near(pairs, distances, reach):
 
 
 @njit(cache=True)
+def add_energies(found, scale, energies):
+    """energies [N], float64, += scale times what was found."""
+    for n in range(energies.size):
+        energies[n] += scale * found[n]
+
+
+@njit(cache=True)
 def add_forces(pairs, gradient, scale, forces):
     """forces [N, 3], float64, += what scale times the derivatives by the pairs' vectors says.
 
@@ -318,8 +325,7 @@ def evaluate(net, atoms, where, m, scale, energies, forces, virial):
     )
     p = geometry(net.grid, where.pairs, vectors, distances, n_atoms)
     forward(net, atoms, p, m)
-    for n in range(n_atoms):
-        energies[n] += scale * m.energies[n]
+    add_energies(m.energies, scale, energies)
     if forces.shape[0] or virial.shape[0]:
         gradient = np.zeros_like(vectors)
         backward(net, atoms, p, m, np.ones_like(m.energies), gradient)
