@@ -105,6 +105,21 @@ def test_what_takes_python_is_left_to_it():
     assert several_steps(state, INTEGRATORS[0], eager, 5, 1e3) is state
 
 
+def test_derived_classes_keep_what_they_override():
+    class Other(md.NVE):
+        pass
+
+    class Field(ModelForceField):
+        pass
+
+    field, state = start(molecule("H2O"))
+    assert several_steps(state, INTEGRATORS[0], field, 5, 1e3).step > state.step
+    assert several_steps(state, Other(0.5), field, 5, 1e3) is state
+    derived = Field("tensornet-spice", device="cpu")
+    derived(state.atoms)
+    assert several_steps(state, INTEGRATORS[0], derived, 5, 1e3) is state
+
+
 def test_atoms_that_come_near_each_other_are_left_to_python():
     """ZBL acts on them."""
     atoms = Atoms("H2", [[0, 0, 0], [0, 0, 0.6]])

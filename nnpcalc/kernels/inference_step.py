@@ -155,7 +155,7 @@ class Memory(NamedTuple):
     energies: np.ndarray
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath=False)
 def first_pairs(receivers, pointer):
     """pointer [N + 1]: the first pair of each atom, from the receivers [P] in ascending order."""
     n = 0
@@ -263,7 +263,7 @@ class Geometry(NamedTuple):
     reach: np.ndarray
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath=False)
 def _any_near(pairs, distances, reach):
     for p in range(distances.size):
         if distances[p] < reach[pairs[0, p]] + reach[pairs[1, p]]:
@@ -271,14 +271,14 @@ def _any_near(pairs, distances, reach):
     return False
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath=False)
 def add_energies(found, scale, energies):
     """energies [N], float64, += scale times what was found."""
     for n in range(energies.size):
         energies[n] += scale * found[n]
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath=False)
 def add_forces(pairs, gradient, scale, forces):
     """forces [N, 3], float64, += what scale times the derivatives by the pairs' vectors says.
 
@@ -294,7 +294,7 @@ def add_forces(pairs, gradient, scale, forces):
             forces[j, a] -= one
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath=False)
 def add_virial(system, pairs, vectors, gradient, scale, virial):
     """virial [B, 3, 3], float64, += vector times scaled derivative by it, summed over the pairs.
 

@@ -126,8 +126,8 @@ def several_steps(
 
     Args:
         state: with the forces of its positions.
-        integrator: with a method ``plan``, or it is left to Python.
-        force_field: with a method ``compiled_field``, or it is left to Python.
+        integrator: with a method ``plan`` that returns one, or it is left to Python.
+        force_field: with a method ``compiled_field`` that returns one, or it is left to Python.
         steps: at most.
         max_force: eV/Å; the first step with a larger force is the last.
     """
@@ -138,6 +138,8 @@ def several_steps(
     if field is None:
         return state
     plan = integrator.plan(state, steps)
+    if plan is None:
+        return state
     if plan.noise.shape[0]:
         steps = min(steps, plan.noise.shape[0])
     mobile = np.ones((len(state.masses), 1)) if state.mobile is None else state.mobile.numpy()
@@ -145,8 +147,9 @@ def several_steps(
         tensor.numpy().copy() for tensor in (state.positions, state.momenta, state.forces)
     )
     energies = np.empty(len(positions))
-    done = _advance(
-        field.size, *field[1:], plan, state.inverse_masses.numpy(), np.asarray(mobile, np.float64),
+    advance = _advance.parallel if evaluate.prefers_several(field.size) else _advance.serial
+    done = advance(
+        *field[1:], plan, state.inverse_masses.numpy(), np.asarray(mobile, np.float64),
         max_force, steps, positions, momenta, forces, energies,
     )  # fmt: skip
     if not done:

@@ -171,10 +171,18 @@ class ModelForceField:
         return Forces(energy, forces, strain, spread)
 
     def compiled_field(self, atoms: AtomsBatch) -> Field | None:
-        """What `nnpcalc.md.compiled` needs for a batch; None where it takes Python."""
+        """What `nnpcalc.md.compiled` needs for a batch; None where it takes Python.
+
+        That is for a class derived from this as well, which may compute something else.
+        """
         frame = self._frame
         program: Any = self.engine.program
-        if frame is None or not frame.fits(atoms) or atoms.cell is not frame.source.cell:
+        if (
+            type(self) is not ModelForceField
+            or frame is None
+            or not frame.fits(atoms)
+            or atoms.cell is not frame.source.cell
+        ):
             return None
         if frame.n_rows != frame.n_atoms or not hasattr(program, "compiled_arguments"):
             return None

@@ -34,7 +34,7 @@ class Candidates(NamedTuple):
     translations: np.ndarray
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath=False)
 def closer(positions, held, ends, kept, vectors, distances):
     """Write what belongs to the pairs closer than the cutoff; each number as `measure` rounds it.
 

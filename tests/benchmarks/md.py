@@ -191,9 +191,6 @@ class Timed(ModelForceField):
 
     seconds = 0.0
 
-    def compiled_field(self, atoms: AtomsBatch) -> None:
-        """Nothing."""
-
     def _run(self, *arguments: Any) -> dict[str, torch.Tensor]:
         start = time.thread_time()
         output = super()._run(*arguments)

@@ -101,8 +101,10 @@ class Langevin:
             step=state.step + 1, atom_variables={**state.atom_variables, "heat": heat},
         )  # fmt: skip
 
-    def plan(self, state: MDState, steps: int) -> Plan:
-        """Up to so many steps for `nnpcalc.md.compiled`."""
+    def plan(self, state: MDState, steps: int) -> Plan | None:
+        """Up to so many steps for `nnpcalc.md.compiled`; None of a class with a step of its own."""
+        if type(self) is not Langevin:
+            return None
         half = 0.5 * self.timestep
         noise = self._noise.span(state.seed, state.owner, state.place, state.step, steps)
         variables = state.atom_variables
