@@ -304,13 +304,17 @@ def dipole_moments(
     return dipole.masked_fill((cell != 0.0).flatten(1).any(dim=1, keepdim=True), float("nan"))
 
 
+def lattices(batch: AtomsBatch) -> Tensor:
+    """Cells [B, 3, 3], Å; an open system has none."""
+    return torch.where(batch.pbc.any(dim=1)[:, None, None], batch.cell, 0.0)
+
+
 def inputs(batch: AtomsBatch, neighbors: NeighborList) -> Tuple[Optional[Tensor], ...]:
-    """The tensor arguments of `Potential.forward`, in its order; an open system has no cell."""
-    periodic = batch.pbc.any(dim=1)[:, None, None]
+    """The tensor arguments of `Potential.forward`, in its order."""
     return (
         batch.numbers,
         batch.positions,
-        torch.where(periodic, batch.cell, 0.0),
+        lattices(batch),
         batch.system,
         neighbors.pairs,
         neighbors.shifts,

@@ -5,16 +5,17 @@ Its bookkeeping of positions, vectors and sums costs a small molecule half of wh
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nnpcalc.batch import AtomsBatch
 from nnpcalc.kernels import inference_step as step
 from nnpcalc.kernels.inference import TensorNetInference
 from nnpcalc.kernels.inference_step import Geometry, OfAtoms
-from nnpcalc.potential import Potential, stress_of_virial
+from nnpcalc.potential import Potential, lattices, stress_of_virial
 from nnpcalc.terms import ZBL, AtomicEnergies, StateEnergy, SystemEnergy
 from nnpcalc.terms.inputs import TermInputs
 
@@ -133,6 +134,19 @@ class DirectPotential(Potential):
         if compute_stress:
             results["stress"] = stress_of_virial(torch.from_numpy(sums.virial).to(cell.dtype), cell)
         return results
+
+    def compiled_arguments(self, batch: AtomsBatch) -> tuple[Any, ...]:
+        """Of `nnpcalc.md.compiled.Field`, all that this knows; the memory is for the next call."""
+        fixed = self._what_stays(
+            batch.numbers, batch.system, batch.charge, batch.multiplicity, batch.partial_charges
+        )
+        core, n_atoms = self.core, batch.n_atoms
+        lent = core.lend(n_atoms)
+        core.pool.take_back(lent)
+        return (
+            core.size(n_atoms), core.parameters_of_loops, fixed.atoms, lent.arrays, self.scale,
+            fixed.energies, fixed.reach, lattices(batch).numpy(), batch.system.numpy(),
+        )  # fmt: skip
 
     def _add_terms(self, seen: TermInputs, where: Geometry, sums: _Sums) -> None:
         """What the terms of distances say, and its derivatives."""

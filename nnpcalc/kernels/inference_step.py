@@ -155,7 +155,7 @@ class Memory(NamedTuple):
     energies: np.ndarray
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath=False)
 def first_pairs(receivers, pointer):
     """pointer [N + 1]: the first pair of each atom, from the receivers [P] in ascending order."""
     n = 0
@@ -263,7 +263,7 @@ class Geometry(NamedTuple):
     reach: np.ndarray
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath=False)
 def _any_near(pairs, distances, reach):
     for p in range(distances.size):
         if distances[p] < reach[pairs[0, p]] + reach[pairs[1, p]]:
@@ -271,7 +271,14 @@ def _any_near(pairs, distances, reach):
     return False
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath=False)
+def add_energies(found, scale, energies):
+    """energies [N], float64, += scale times what was found."""
+    for n in range(energies.size):
+        energies[n] += scale * found[n]
+
+
+@njit(cache=True, fastmath=False)
 def add_forces(pairs, gradient, scale, forces):
     """forces [N, 3], float64, += what scale times the derivatives by the pairs' vectors says.
 
@@ -287,7 +294,7 @@ def add_forces(pairs, gradient, scale, forces):
             forces[j, a] -= one
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath=False)
 def add_virial(system, pairs, vectors, gradient, scale, virial):
     """virial [B, 3, 3], float64, += vector times scaled derivative by it, summed over the pairs.
 
@@ -318,8 +325,7 @@ def evaluate(net, atoms, where, m, scale, energies, forces, virial):
     )
     p = geometry(net.grid, where.pairs, vectors, distances, n_atoms)
     forward(net, atoms, p, m)
-    for n in range(n_atoms):
-        energies[n] += scale * m.energies[n]
+    add_energies(m.energies, scale, energies)
     if forces.shape[0] or virial.shape[0]:
         gradient = np.zeros_like(vectors)
         backward(net, atoms, p, m, np.ones_like(m.energies), gradient)

@@ -91,6 +91,11 @@ class Pace:
         self._compiled = False
         self._seconds_per_element = math.inf  # with one thread
 
+    @property
+    def fast(self) -> bool:
+        """Whether several threads have not been found wanting."""
+        return self._compiled and self._alone <= 0
+
     def several(self) -> bool:
         """Whether the next call is for several threads."""
         self._alone -= 1
@@ -135,6 +140,13 @@ class composed:
             )
             for kind in ("serial", "parallel")
         )
+
+    def prefers_several(self, size: int) -> bool:
+        """Whether several threads are right for what calls this many times, by what is known."""
+        if size <= SMALL_STEP or torch.get_num_threads() == 1:
+            return False
+        _follow_torch()
+        return size > LARGE_STEP or self.pace.fast
 
     def __call__(self, size: int, *arguments: Any) -> Any:
         """Call the program for features of so many elements."""

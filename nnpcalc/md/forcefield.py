@@ -21,6 +21,7 @@ from nnpcalc.committee import Committee
 from nnpcalc.evaluation import checked_batch
 from nnpcalc.kernels.invariance import row_block
 from nnpcalc.md import loops
+from nnpcalc.md.compiled import Field
 from nnpcalc.md.state import changed
 from nnpcalc.neighbors import NeighborList, VerletList
 from nnpcalc.neighbors.geometry import periodic_basis
@@ -168,6 +169,28 @@ class ModelForceField:
         if spread is not None:  # a committee's
             spread = torch.segment_reduce(spread[:n], "max", lengths=atoms.counts, unsafe=True)
         return Forces(energy, forces, strain, spread)
+
+    def compiled_field(self, atoms: AtomsBatch) -> Field | None:
+        """What `nnpcalc.md.compiled` needs for a batch; None where it takes Python.
+
+        That is for a class derived from this as well, which may compute something else.
+        """
+        frame = self._frame
+        program: Any = self.engine.program
+        if (
+            type(self) is not ModelForceField
+            or frame is None
+            or not frame.fits(atoms)
+            or atoms.cell is not frame.source.cell
+        ):
+            return None
+        if frame.n_rows != frame.n_atoms or not hasattr(program, "compiled_arguments"):
+            return None
+        batch = frame.batch
+        held = self._neighbors.held(batch)
+        if held is None:
+            return None
+        return Field(*(*program.compiled_arguments(batch), held.candidates, frame.limit))
 
     def _run(self, batch: AtomsBatch, n_systems: int, stress: bool) -> dict[str, Tensor]:
         """Energy, forces and perhaps stress of a batch and its spare atoms."""

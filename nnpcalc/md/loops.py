@@ -3,7 +3,8 @@
 At 20 atoms a tensor operation on a cold cache takes 5 µs and computes for 0.05. Every loop here
 stands for a few of them, which remain beside its call for other devices. The arithmetic is the
 same, number by number, so that a replica's bits depend on no other; only products that torch adds
-without rounding them first differ.
+without rounding them first differ. That they are not fast-math is said at each of them, for numba
+gives a function the options of the first that calls it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 from numba import njit
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath=False)
 def kick(momenta, forces, time, out):
     """out = p + t F, all [N, 3]."""
     if forces.shape != momenta.shape:
@@ -22,7 +23,7 @@ def kick(momenta, forces, time, out):
             out[k, a] = momenta[k, a] + time * forces[k, a]
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath=False)
 def kick_and_drift(momenta, forces, positions, inverse_masses, kick, drift, out):
     """out [2, N, 3] = p' = p + kick F, and x + drift p' / m."""
     for k in range(out.shape[1]):
@@ -32,7 +33,7 @@ def kick_and_drift(momenta, forces, positions, inverse_masses, kick, drift, out)
             out[1, k, a] = positions[k, a] + drift * (p * inverse_masses[k, 0])
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath=False)
 def bath(
     momenta, forces, positions, inverse_masses, spread, random, heat, kick, drift, keep, half, out
 ):
@@ -53,7 +54,7 @@ def bath(
             out[2, k, a] = heat[k, a] + half * ((p * p - before * before) * w)
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath=False)
 def within(values, limit):
     """Whether all values [N, 3] are numbers of at most this size."""
     for k in range(values.shape[0]):
@@ -63,7 +64,7 @@ def within(values, limit):
     return True
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath=False)
 def copy_within(values, limit, out):
     """Copy values [N, 3] to the first rows of `out`; False if one is larger, or no number."""
     for k in range(values.shape[0]):
@@ -74,7 +75,7 @@ def copy_within(values, limit, out):
     return True
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath=False)
 def uniform(low_key, high_key, steps, replica, atom, stream, out):
     """out [S, N, 3] = the first three uniform numbers at the addresses of `nnpcalc.md.random`.
 
@@ -104,7 +105,7 @@ def uniform(low_key, high_key, steps, replica, atom, stream, out):
                     out[s, n, 1] = np.float64(np.int64(2 * number + 1)) * 2.0**-53
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath=False)
 def far_apart(positions, counts, radii, limit):
     """Whether no two atoms of an open system are near each other, looking at all pairs.
 

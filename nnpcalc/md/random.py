@@ -119,26 +119,31 @@ class Noise:
     stream: int
     _owner: tuple[int, Tensor, Tensor] | None = field(default=None, repr=False)
     _first: int = field(default=0, repr=False)
-    _block: tuple[Tensor, ...] | None = field(default=None, repr=False)
+    _block: Tensor | None = field(default=None, repr=False)
+    _rows: tuple[Tensor, ...] = field(default=(), repr=False)
 
     def at(self, seed: int, replica: Tensor, atom: Tensor, step: int) -> Tensor:
         """Numbers [N, 3] of a step; replica and atom as in `normals`."""
+        self._have(seed, replica, atom, step)
+        return self._rows[step - self._first]
+
+    def span(self, seed: int, replica: Tensor, atom: Tensor, step: int, steps: int) -> Tensor:
+        """Numbers [S, N, 3] of one to so many steps from one on."""
+        self._have(seed, replica, atom, step)
+        assert self._block is not None
+        return self._block[step - self._first :][:steps]
+
+    def _have(self, seed: int, replica: Tensor, atom: Tensor, step: int) -> None:
+        """Make the numbers of a step and those after it, unless they are there."""
         owner = self._owner
-        known = (
-            owner is not None
-            and owner[0] == seed
-            and owner[1] is replica
-            and owner[2] is atom
-            and self._block is not None
-        )
-        if not known or not self._first <= step < self._first + len(self._block):  # type: ignore[arg-type]
+        known = owner is not None and owner[0] == seed and owner[1] is replica and owner[2] is atom
+        if not known or not self._first <= step < self._first + len(self._rows):
             ahead = max(1, AHEAD // max(1, 6 * atom.shape[0]))
             steps = torch.arange(step, step + ahead, device=atom.device)
             # taken apart at once, which is cheaper than a row in every step
-            self._block = normals(seed, replica, atom, steps, self.stream).unbind()
+            self._block = normals(seed, replica, atom, steps, self.stream)
+            self._rows = self._block.unbind()
             self._owner, self._first = (seed, replica, atom), step
-        assert self._block is not None
-        return self._block[step - self._first]
 
 
 def checked_seed(seed: int | None) -> int:

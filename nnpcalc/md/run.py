@@ -16,6 +16,7 @@ import torch
 from ase import Atoms
 
 from nnpcalc.md.checkpoint import Checkpoint, CheckpointError
+from nnpcalc.md.compiled import several_steps
 from nnpcalc.md.forcefield import ForceField, as_force_field, describe
 from nnpcalc.md.integrators.common import Integrator, settings
 from nnpcalc.md.signals import Interrupted, StopSignals
@@ -291,7 +292,7 @@ class _Loop:
             while (step := self.state.step) < steps and not signals.received:
                 due = min(steps, *(step - step % interval + interval for interval in intervals))
                 while self.state.step < due and not signals.received:
-                    self._advance()
+                    self._advance(due)
                 if self.state.step < due:
                     break
                 self._check()
@@ -317,8 +318,19 @@ class _Loop:
 
     # --- steps -----------------------------------------------------------------------------------
 
-    def _advance(self) -> None:
-        """One step of all replicas that can take it."""
+    def _advance(self, due: int) -> None:
+        """One step of all replicas that can take it, after some more if they go without Python."""
+        before = self.state
+        self.state = several_steps(
+            before,
+            self.integrator,
+            self.force_field,
+            due - before.step - 1,
+            self.watchdog.max_force,
+        )
+        if self.state is not before and not self.watchdog.calm(self.state):
+            self._check()
+            return
         while True:
             try:
                 after = self.integrator.step(self.state, self.force_field)

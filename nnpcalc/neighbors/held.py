@@ -6,6 +6,8 @@ tenth of the time of a network, and nearly all of it goes into calling them.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numba import njit
@@ -14,27 +16,43 @@ from torch import Tensor
 from nnpcalc.neighbors.pairs import OVERLAP, NeighborList
 
 
-@njit(cache=True)
-def _closer(
-    positions, old, moved, cutoff, pairs, shifts, translations, ends, kept, vectors, distances
-):
-    """Write what belongs to the pairs closer than cutoff (Å); each number as `measure` rounds it.
+class Candidates(NamedTuple):
+    """Pairs of a search.
+
+    Attributes:
+        positions: float64 [N, 3] in Å, of the search.
+        moved: Å^2 up to which an atom may have moved since.
+        cutoff: Å.
+        pairs, shifts, translations: [2, Q], [Q, 3] and [Q, 3] in Å.
+    """
+
+    positions: np.ndarray
+    moved: float
+    cutoff: float
+    pairs: np.ndarray
+    shifts: np.ndarray
+    translations: np.ndarray
+
+
+@njit(cache=True, fastmath=False)
+def closer(positions, held, ends, kept, vectors, distances):
+    """Write what belongs to the pairs closer than the cutoff; each number as `measure` rounds it.
 
     Args:
-        positions, old: [N, 3] in Å, now and of the search.
-        moved: Å^2 up to which an atom may have moved.
-        pairs, shifts, translations: [2, Q], [Q, 3] and [Q, 3] in Å.
+        positions: [N, 3] in Å, now.
+        held: `Candidates`.
         ends, kept, vectors, distances: of P pairs, written: [2 Q] (all receivers, then all
             senders, without a gap), [Q, 3], [Q, 3] and [Q].
 
     Returns:
         P, or -1 if an atom has moved farther, and the shortest distance.
     """
+    old, pairs, shifts, translations = held.positions, held.pairs, held.shifts, held.translations
     for k in range(old.shape[0]):
         step = (positions[k, 0] - old[k, 0]) ** 2
         step += (positions[k, 1] - old[k, 1]) ** 2
         step += (positions[k, 2] - old[k, 2]) ** 2
-        if not step <= moved:  # so that what is not a number counts as far
+        if not step <= held.moved:  # so that what is not a number counts as far
             return -1, 0.0
     n_all, n = pairs.shape[1], 0
     shortest = np.inf
@@ -44,7 +62,7 @@ def _closer(
         y = positions[j, 1] - positions[i, 1] + translations[p, 1]
         z = positions[j, 2] - positions[i, 2] + translations[p, 2]
         distance = np.sqrt(x * x + y * y + z * z)
-        if distance < cutoff:
+        if distance < held.cutoff:
             ends[n], ends[n_all + n] = i, j
             for a in range(3):
                 kept[n, a] = shifts[p, a]
@@ -81,15 +99,15 @@ class Held:
         )
         # in the precision of the distances, as tensors are compared; pairs that overlap are wanted
         near = max(float(shifted.dtype.type(cutoff)), OVERLAP)
-        self._arguments = old, limit * limit, near, ends, rows, shifted
-        self._n, self._dtype = ends.shape[1], shifted.dtype
+        self.candidates = Candidates(old, limit * limit, near, ends, rows, shifted)
 
     def closer(self, positions: Tensor) -> tuple[NeighborList, float] | None:
         """The pairs closer than the cutoff and the shortest distance; None if an atom has moved."""
-        n, dtype = self._n, self._dtype
+        held = self.candidates
+        n, dtype = held.pairs.shape[1], held.translations.dtype
         ends, kept = np.empty(2 * n, np.int64), np.empty((n, 3), np.int64)
         vectors, distances = np.empty((n, 3), dtype), np.empty(n, dtype)
-        n, shortest = _closer(positions.numpy(), *self._arguments, ends, kept, vectors, distances)
+        n, shortest = closer(positions.numpy(), held, ends, kept, vectors, distances)
         if n < 0:
             return None
         found = NeighborList(

@@ -96,12 +96,8 @@ class _Built:
             and (old.system is new.system or torch.equal(old.system, new.system))
         )
 
-    def now(self, batch: AtomsBatch) -> NeighborList | None:
-        """The list of a batch of the same layout; None if it takes more than measuring pairs.
-
-        Raises:
-            ValueError: two atoms in the same place.
-        """
+    def held_for(self, batch: AtomsBatch) -> Held | None:
+        """The candidates, if a batch of the same layout has them wherever its atoms are."""
         old = self.batch
         if (
             self.held is None
@@ -110,8 +106,19 @@ class _Built:
             or not (self.lattice is None or torch.equal(batch.cell, old.cell))
         ):
             return None
+        return self.held
+
+    def now(self, batch: AtomsBatch) -> NeighborList | None:
+        """The list of a batch of the same layout; None if it takes more than measuring pairs.
+
+        Raises:
+            ValueError: two atoms in the same place.
+        """
+        held = self.held_for(batch)
+        if held is None:
+            return None
         positions = batch.positions
-        measured = self.held.closer(positions.detach() if positions.requires_grad else positions)
+        measured = held.closer(positions.detach() if positions.requires_grad else positions)
         if measured is None:
             return None
         found, shortest = measured
@@ -191,6 +198,13 @@ class VerletList:
     def reset(self) -> None:
         """Forget the list: the next update searches."""
         self._built = None
+
+    def held(self, batch: AtomsBatch) -> Held | None:
+        """What the next update of this batch would measure, if it need not search."""
+        built = self._built
+        if built is None or (self.cutoff, self.skin, self.backend) != self._settings:
+            return None
+        return built.held_for(batch) if built.same_layout(batch) else None
 
     def update(self, batch: AtomsBatch) -> NeighborList:
         """The pairs of a batch closer than the cutoff: equal to `neighbor_list(batch, cutoff)`.

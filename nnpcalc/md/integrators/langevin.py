@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nnpcalc.md import loops
+from nnpcalc.md.compiled import Plan
 from nnpcalc.md.forcefield import ForceField
 from nnpcalc.md.integrators.common import (
     arrived,
@@ -98,6 +99,18 @@ class Langevin:
         return arrived(
             state, positions, momenta, 0.5 * self.timestep, force_field,
             step=state.step + 1, atom_variables={**state.atom_variables, "heat": heat},
+        )  # fmt: skip
+
+    def plan(self, state: MDState, steps: int) -> Plan | None:
+        """Up to so many steps for `nnpcalc.md.compiled`; None of a class with a step of its own."""
+        if type(self) is not Langevin:
+            return None
+        half = 0.5 * self.timestep
+        noise = self._noise.span(state.seed, state.owner, state.place, state.step, steps)
+        variables = state.atom_variables
+        return Plan(
+            half * FORCE_TO_ACCELERATION, half, math.exp(-self.friction * self.timestep), _HALF,
+            variables["noise"].numpy(), noise.numpy(), variables["heat"].numpy().copy(),
         )  # fmt: skip
 
     def _through_bath(self, state: MDState, random: Tensor) -> tuple[Tensor, Tensor, Tensor]:

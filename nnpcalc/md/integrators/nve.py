@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from nnpcalc.md.compiled import Plan
 from nnpcalc.md.forcefield import ForceField
 from nnpcalc.md.integrators.common import (
     arrived,
@@ -17,6 +19,7 @@ from nnpcalc.md.integrators.common import (
     total_energy,
 )
 from nnpcalc.md.state import MDState
+from nnpcalc.units import FORCE_TO_ACCELERATION
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,15 @@ class NVE:
     def step(self, state: MDState, force_field: ForceField) -> MDState:
         """One time step later."""
         return verlet_step(state, force_field, self.timestep, step=state.step + 1)
+
+    def plan(self, state: MDState, steps: int) -> Plan | None:
+        """The same for `nnpcalc.md.compiled`; None of a class with a step of its own."""
+        if type(self) is not NVE:
+            return None
+        return Plan(
+            0.5 * self.timestep * FORCE_TO_ACCELERATION, self.timestep, 1.0, 0.0,
+            np.empty((0, 1)), np.empty((0, 0, 3)), np.empty((0, 3)),
+        )  # fmt: skip
 
     def conserved(self, state: MDState) -> Tensor:
         """Total energy [B], eV."""
