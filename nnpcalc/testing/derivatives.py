@@ -122,15 +122,15 @@ def _check_training(p: Probe, atoms: Atoms) -> None:
         (float((g * d).sum()) for g, d in zip(gradients, direction, strict=True) if g is not None),
         0.0,
     )
-    expected, h = 0.0, 1e-5
+    expected, h = 0.0, 2e-6  # the whole direction is some hundred times as long
     with torch.no_grad():
-        for sign in (1.0, -1.0):
+        for offset, weight in STENCIL:
             for x, d in zip(parameters, direction, strict=True):
-                x.add_(d, alpha=sign * h)
+                x.add_(d, alpha=offset * h)
             with torch.enable_grad():
-                expected += sign * float(loss(False)) / (2.0 * h)
+                expected += weight * float(loss(False)) / h
             for x, d in zip(parameters, direction, strict=True):
-                x.add_(d, alpha=-sign * h)
+                x.add_(d, alpha=-offset * h)
     p.close("derivative of a loss on forces by the parameters", found, expected, "forces")
 
 
