@@ -67,12 +67,14 @@ def train(
     def report(line: str) -> None:
         print(time.strftime("%H:%M:%S"), line, flush=True)
 
+    done = False
     try:
         trainer = Trainer(settings, directory, device, processes)
         until = None if minutes is None else time.time() + 60.0 * minutes
         trainer.run(report, until, bar=sys.stderr.isatty())
+        done = True
     finally:
-        leave()
+        leave(together=done)
     if trainer.log and processes.rank == 0:
         finish(trainer, report)
     return directory

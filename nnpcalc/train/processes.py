@@ -80,7 +80,9 @@ def join(device: str) -> tuple[Processes, str]:
     return Processes(distributed.get_rank(), size), device
 
 
-def leave() -> None:
-    """Undo `join`."""
+def leave(together: bool) -> None:
+    """Undo `join`; together if no process has failed: then none hangs up on another."""
     if distributed.is_available() and distributed.is_initialized():
+        if together:
+            distributed.barrier()
         distributed.destroy_process_group()
