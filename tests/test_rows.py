@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from nnpcalc.kernels import perceptron, programs
+from nnpcalc.kernels import perceptron
 from nnpcalc.kernels.perceptron import Activations, Perceptron
-from nnpcalc.kernels.rows import CHUNK, ROWS, linear, mix, packed, padded
+from nnpcalc.kernels.rows import FEW, ROWS, linear, mix, packed, padded
 
 ERROR = {np.float32: 3e-6, np.float64: 1e-14}  # relative to the largest sum of products
 
@@ -15,7 +15,7 @@ ERROR = {np.float32: 3e-6, np.float64: 1e-14}  # relative to the largest sum of 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("rows", "depth", "columns"),
-    [(1, 1, 1), (ROWS, 16, 64), (ROWS + 1, 5, 3), (21, 24, 70), (2 * CHUNK + 5, 64, 192)],
+    [(1, 1, 1), (ROWS, 16, 64), (ROWS + 1, 5, 3), (21, 24, 70), (197, 64, 192)],
 )
 def test_linear(rows, depth, columns, dtype):
     rng = np.random.default_rng(rows)
@@ -32,28 +32,21 @@ def test_linear(rows, depth, columns, dtype):
 
 def test_a_row_has_the_same_bits_wherever_it_stands():
     rng = np.random.default_rng(1)
-    x = rng.normal(size=(3 * CHUNK + 2, 40)).astype(np.float32)
+    x = rng.normal(size=(10 * ROWS + FEW + 2, 40)).astype(np.float32)
     weight, bias = packed(rng.normal(size=(40, 72)).astype(np.float32)), padded(np.zeros(72, "f"))
     whole = np.empty((len(x), 72), np.float32)
     linear(x, weight, bias, whole)
-    for first, last in ((0, 1), (4, 9), (CHUNK - 1, CHUNK + 14), (7, len(x))):
+    for first, last in ((0, 1), (4, 9), (11, 11 + FEW), (20, 34), (7, len(x))):
         part = np.empty((last - first, 72), np.float32)
         linear(x[first:last], weight, bias, part)
         assert np.array_equal(part, whole[first:last])
 
 
-@pytest.mark.parametrize("small", [0, programs.SMALL])
-def test_mix(small, monkeypatch):
-    monkeypatch.setattr(programs, "SMALL", small)
+def test_mix():
     rng = np.random.default_rng(2)
     x, weight = rng.normal(size=(9, 45, 40)), rng.normal(size=(3, 40, 40))
     out, parts = np.empty_like(x), (slice(0, 1), slice(1, 4), slice(4, 9))
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        mix(x, packed(weight), padded(np.zeros(40)), out)
-    finally:
-        torch.set_num_threads(before)
+    mix(x, packed(weight), padded(np.zeros(40)), out)
     expected = np.concatenate([x[part] @ w for part, w in zip(parts, weight, strict=True)])
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-12)
 
@@ -74,8 +67,9 @@ def test_perceptron_and_its_reverse(sizes, dtype, error):
     parameters = Perceptron.of(norm, first, second)
     assert parameters.sizes == sizes
     given = x.detach().numpy()
-    kept, out = Activations.room(7, sizes, given.dtype), np.empty_like(given)
-    perceptron.run(1, parameters, given, kept)
+    kept = Activations.room(7, sizes, lambda *shape: np.empty(shape, given.dtype))
+    out = np.empty_like(given)
+    perceptron.run(parameters, given, kept)
     assert np.abs(kept.two - expected.detach().numpy()).max() < error
-    perceptron.reverse(1, parameters, g.numpy().copy(), kept, out)
+    perceptron.reverse(parameters, g.numpy().copy(), kept, out)
     assert np.abs(out - by_x.numpy()).max() < 3.0 * error

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from nnpcalc.batch import AtomsBatch
 from nnpcalc.kernels import inference_step as step
 from nnpcalc.kernels.inference import TensorNetInference
-from nnpcalc.kernels.inference_step import Geometry, OfAtoms
+from nnpcalc.kernels.inference_arrays import OfAtoms
+from nnpcalc.kernels.inference_step import Geometry
 from nnpcalc.potential import Potential, lattices, stress_of_virial
 from nnpcalc.terms import ZBL, AtomicEnergies, StateEnergy, SystemEnergy
 from nnpcalc.terms.inputs import TermInputs

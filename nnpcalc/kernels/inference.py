@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from nnpcalc.kernels import inference_pairs as walks
 from nnpcalc.kernels import inference_step as step
-from nnpcalc.kernels.inference_step import Memory, OfAtoms, Parameters
+from nnpcalc.kernels.inference_arrays import Memory, OfAtoms, Parameters
 from nnpcalc.kernels.invariance import row_block
-from nnpcalc.kernels.perceptron import Activations, Perceptron
+from nnpcalc.kernels.perceptron import Perceptron
 from nnpcalc.kernels.rows import packed, padded
-from nnpcalc.kernels.simd import blocks
 from nnpcalc.kernels.table import inference_tables
 from nnpcalc.kernels.workspace import Lent, Pool, aligned
 from nnpcalc.models.tensornet import TensorNet
@@ -89,10 +88,12 @@ class _Energies(torch.autograd.Function):
     @staticmethod
     def forward(ctx, network, pairs, vectors, distances, atoms):
         n_atoms = atoms.receiver.shape[0]
-        given = (x.detach().contiguous().numpy() for x in (pairs, vectors, distances))
+        ends, between, lengths = (
+            x.detach().contiguous().numpy() for x in (pairs, vectors, distances)
+        )
         net, size = network.parameters_of_loops, network.size(n_atoms)
         ctx.network, ctx.atoms, ctx.memory = network, atoms, _Memory(network, n_atoms)
-        ctx.pairs = step.geometry(size, net.grid, *given, n_atoms)
+        ctx.pairs = step.list_pairs(ends, between, lengths, n_atoms)
         step.forward(size, net, atoms, ctx.pairs, ctx.memory.lent.arrays)
         return torch.from_numpy(ctx.memory.lent.arrays.energies.copy())
 
@@ -202,31 +203,7 @@ class TensorNetInference(nn.Module):
 
     def lend(self, n_atoms: int) -> Lent[Memory]:
         """Memory for an evaluation, which `pool` wants back."""
-        return self.pool.lend(n_atoms, self.room)
-
-    def room(self, n_atoms: int) -> Memory:
-        """New memory for so many atoms."""
-        net, f = self.parameters_of_loops, self.channels
-        dtype, layers = net.nothing.dtype, net.tables.shape[0]
-        n_blocks, lanes = blocks(f, dtype)
-        one, gathered = (9, n_atoms, f), (n_blocks, n_atoms, 9, lanes)
-        hidden = net.head.sizes[2]
-        shapes: dict[str, tuple[int, ...]] = {
-            **dict.fromkeys(("summed", "mixed", "start"), one),
-            **dict.fromkeys(("normal", "y", "message", "reacted", "change", "out"), (layers, *one)),
-            **dict.fromkeys(("inverse", "inverse_product"), (layers, n_atoms, f)),
-            "gathered_y": (layers, *gathered),
-            **dict.fromkeys(
-                ("by_change", "by_reacted", "by_y", "by_message", "by_out", "by_in"), one
-            ),
-            "gathered": gathered,
-            **dict.fromkeys(("norms", "by_norms"), (n_atoms, 3, f)),
-            **dict.fromkeys(("norm", "by_norm"), (n_atoms, f)),
-            "by_scores": (n_atoms, hidden),
-            "energies": (n_atoms,),
-        }
-        return Memory(
-            scalars=Activations.room(n_atoms, net.scalars.sizes, dtype),
-            head=Activations.room(n_atoms, net.head.sizes, dtype),
-            **{name: aligned(shape, dtype) for name, shape in shapes.items()},
+        workers = torch.get_num_threads()
+        return self.pool.lend(
+            (n_atoms, workers), lambda: Memory.room(self.parameters_of_loops, n_atoms, workers)
         )

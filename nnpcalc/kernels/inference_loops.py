@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit, prange
+from numba import njit
 
-from nnpcalc.kernels.programs import compiled
 from nnpcalc.kernels.simd import EXACT, item, lanes_of, load_part, store_part, total, zeros
 
 _inline: dict[str, Any] = {"fastmath": EXACT, "forceinline": True}
@@ -163,91 +162,66 @@ def _product(a, b, symmetric):
     return add(one, _multiply(b, a) if symmetric else one)
 
 
-@njit(fastmath=EXACT, forceinline=True)
-def _part_norms(n, x, out):
-    channels = x.shape[2]
-    for f in range(0, channels, lanes_of(x)):
-        left = channels - f
-        i, a, s = _norms(load_tensor(x, n, f, left))
-        store_part(i, out, (n, 0, f), left)
-        store_part(a, out, (n, 1, f), left)
-        store_part(s, out, (n, 2, f), left)
-
-
-@compiled
+@njit(fastmath=EXACT)
 def part_norms(x, out):
     """out[n, l] [N, 3, F] = squared norms of the parts of x [9, N, F]."""
-    for n in prange(x.shape[1]):
-        _part_norms(n, x, out)
+    for n in range(x.shape[1]):
+        channels = x.shape[2]
+        for f in range(0, channels, lanes_of(x)):
+            left = channels - f
+            i, a, s = _norms(load_tensor(x, n, f, left))
+            store_part(i, out, (n, 0, f), left)
+            store_part(a, out, (n, 1, f), left)
+            store_part(s, out, (n, 2, f), left)
 
 
-@njit(fastmath=EXACT, forceinline=True)
-def _part_norms_reverse(n, x, g, out):
-    channels = x.shape[2]
-    for f in range(0, channels, lanes_of(x)):
-        left = channels - f
-        i, a = load_part(g, (n, 0, f), left), load_part(g, (n, 1, f), left)
-        s = load_part(g, (n, 2, f), left)
-        store_tensor(_norms_reverse(load_tensor(x, n, f, left), i, a, s), out, n, f, left)
-
-
-@compiled
+@njit(fastmath=EXACT)
 def part_norms_reverse(x, g, out):
     """out = derivative of sum(g * `part_norms`) by x; g [N, 3, F]."""
-    for n in prange(x.shape[1]):
-        _part_norms_reverse(n, x, g, out)
+    for n in range(x.shape[1]):
+        channels = x.shape[2]
+        for f in range(0, channels, lanes_of(x)):
+            left = channels - f
+            i, a = load_part(g, (n, 0, f), left), load_part(g, (n, 1, f), left)
+            s = load_part(g, (n, 2, f), left)
+            store_tensor(_norms_reverse(load_tensor(x, n, f, left), i, a, s), out, n, f, left)
 
 
-@njit(fastmath=EXACT, forceinline=True)
-def _whole_norms(n, x, out):
-    channels = x.shape[2]
-    for f in range(0, channels, lanes_of(x)):
-        left = channels - f
-        i, a, s = _norms(load_tensor(x, n, f, left))
-        store_part(i + a + s, out, (n, f), left)
-
-
-@compiled
+@njit(fastmath=EXACT)
 def whole_norms(x, out):
     """out [N, F] = squared norms of x [9, N, F], all three parts together."""
-    for n in prange(x.shape[1]):
-        _whole_norms(n, x, out)
+    for n in range(x.shape[1]):
+        channels = x.shape[2]
+        for f in range(0, channels, lanes_of(x)):
+            left = channels - f
+            i, a, s = _norms(load_tensor(x, n, f, left))
+            store_part(i + a + s, out, (n, f), left)
 
 
-@njit(fastmath=EXACT, forceinline=True)
-def _whole_norms_reverse(n, x, g, out):
-    channels = x.shape[2]
-    for f in range(0, channels, lanes_of(x)):
-        left = channels - f
-        u = load_part(g, (n, f), left)
-        change = _norms_reverse(load_tensor(x, n, f, left), u, u, u)
-        store_tensor(add(load_tensor(out, n, f, left), change), out, n, f, left)
-
-
-@compiled
+@njit(fastmath=EXACT)
 def whole_norms_reverse(x, g, out):
     """out += derivative of sum(g * `whole_norms`) by x; g [N, F]."""
-    for n in prange(x.shape[1]):
-        _whole_norms_reverse(n, x, g, out)
+    for n in range(x.shape[1]):
+        channels = x.shape[2]
+        for f in range(0, channels, lanes_of(x)):
+            left = channels - f
+            u = load_part(g, (n, f), left)
+            change = _norms_reverse(load_tensor(x, n, f, left), u, u, u)
+            store_tensor(add(load_tensor(out, n, f, left), change), out, n, f, left)
 
 
-@njit(fastmath=EXACT, forceinline=True)
-def _normalise(n, x, out, inverse):
-    channels = x.shape[2]
-    for f in range(0, channels, lanes_of(x)):
-        left = channels - f
-        v = load_tensor(x, n, f, left)
-        i, a, s = _norms(v)
-        scale = 1.0 / (1.0 + i + a + s)
-        store_part(scale, inverse, (n, f), left)
-        store_tensor(_scale(scale, v), out, n, f, left)
-
-
-@compiled
+@njit(fastmath=EXACT)
 def normalise(x, out, inverse):
     """out = x / (|x|^2 + 1); inverse [N, F] = 1 / (|x|^2 + 1)."""
-    for n in prange(x.shape[1]):
-        _normalise(n, x, out, inverse)
+    for n in range(x.shape[1]):
+        channels = x.shape[2]
+        for f in range(0, channels, lanes_of(x)):
+            left = channels - f
+            v = load_tensor(x, n, f, left)
+            i, a, s = _norms(v)
+            scale = 1.0 / (1.0 + i + a + s)
+            store_part(scale, inverse, (n, f), left)
+            store_tensor(_scale(scale, v), out, n, f, left)
 
 
 @njit(**_inline)
@@ -257,21 +231,18 @@ def _normalised_reverse(normalised, inverse, g):
     return add(_scale(inverse, g), _norms_reverse(normalised, factor, factor, factor))
 
 
-@njit(fastmath=EXACT, forceinline=True)
-def _normalise_reverse(n, normalised, inverse, g, h, out):
-    channels = g.shape[2]
-    for f in range(0, channels, lanes_of(g)):
-        left = channels - f
-        v = load_tensor(normalised, n, f, left)
-        u = add(load_tensor(g, n, f, left), load_tensor(h, n, f, left))
-        store_tensor(_normalised_reverse(v, load_part(inverse, (n, f), left), u), out, n, f, left)
-
-
-@compiled
+@njit(fastmath=EXACT)
 def normalise_reverse(normalised, inverse, g, h, out):
     """out = derivative of sum((g + h) * x / (|x|^2 + 1)) by x, from the normalised x."""
-    for n in prange(g.shape[1]):
-        _normalise_reverse(n, normalised, inverse, g, h, out)
+    for n in range(g.shape[1]):
+        channels = g.shape[2]
+        for f in range(0, channels, lanes_of(g)):
+            left = channels - f
+            v = load_tensor(normalised, n, f, left)
+            u = add(load_tensor(g, n, f, left), load_tensor(h, n, f, left))
+            store_tensor(
+                _normalised_reverse(v, load_part(inverse, (n, f), left), u), out, n, f, left
+            )
 
 
 @njit(**_inline)
@@ -293,163 +264,123 @@ def _each(u, v):
     )  # fmt: skip
 
 
-@njit(fastmath=EXACT, forceinline=True)
-def _react(n, y, at_zero, g, symmetric, message, inverse, out):
-    channels = y.shape[2]
-    for f in range(0, channels, lanes_of(y)):
-        left = channels - f
-        own = load_tensor(y, n, f, left)
-        whole = add(load_tensor(message, n, f, left), _each(_load_row(at_zero, f, left), own))
-        store_tensor(whole, message, n, f, left)
-        product = _product(_matrix(own), _matrix(whole), symmetric[0])
-        v = _scale(item(g, n), _components(product))
-        i, a, s = _norms(v)
-        scale = 1.0 / (1.0 + i + a + s)
-        store_part(scale, inverse, (n, f), left)
-        store_tensor(_scale(scale, v), out, n, f, left)
-
-
-@compiled
+@njit(fastmath=EXACT)
 def react(y, at_zero, g, symmetric, message, inverse, out):
     """out = C / (|C|^2 + 1) with C = g product(y, message + at_zero y); inverse as in `normalise`.
 
     message is overwritten by the one with the atom's own part. at_zero [9, F], g [N], and symmetric
     [1], which says what product: a b + b a, or 2 a b.
     """
-    for n in prange(y.shape[1]):
-        _react(n, y, at_zero, g, symmetric, message, inverse, out)
+    for n in range(y.shape[1]):
+        channels = y.shape[2]
+        for f in range(0, channels, lanes_of(y)):
+            left = channels - f
+            own = load_tensor(y, n, f, left)
+            whole = add(load_tensor(message, n, f, left), _each(_load_row(at_zero, f, left), own))
+            store_tensor(whole, message, n, f, left)
+            product = _product(_matrix(own), _matrix(whole), symmetric[0])
+            v = _scale(item(g, n), _components(product))
+            i, a, s = _norms(v)
+            scale = 1.0 / (1.0 + i + a + s)
+            store_part(scale, inverse, (n, f), left)
+            store_tensor(_scale(scale, v), out, n, f, left)
 
 
-@njit(fastmath=EXACT, forceinline=True)
-def _react_reverse(n, y, message, at_zero, g, symmetric, reacted, inverse, upstream, by_y, by_m):
-    channels = y.shape[2]
-    for f in range(0, channels, lanes_of(y)):
-        left = channels - f
-        by_c = _normalised_reverse(
-            load_tensor(reacted, n, f, left),
-            load_part(inverse, (n, f), left),
-            load_tensor(upstream, n, f, left),
-        )
-        u = _components_reverse(_scale(item(g, n), by_c))
-        a = _transposed(_matrix(load_tensor(y, n, f, left)))
-        b = _transposed(_matrix(load_tensor(message, n, f, left)))
-        first, second = _multiply(u, b), _multiply(a, u)
-        first = _matrix_reverse(add(first, _multiply(b, u) if symmetric[0] else first))
-        second = _matrix_reverse(add(second, _multiply(u, a) if symmetric[0] else second))
-        store_tensor(second, by_m, n, f, left)
-        own = _each(_load_row(at_zero, f, left), second)
-        store_tensor(add(first, own), by_y, n, f, left)
-
-
-@compiled
+@njit(fastmath=EXACT)
 def react_reverse(y, message, at_zero, g, symmetric, reacted, inverse, upstream, by_y, by_m):
     """Derivatives of sum(upstream * `react`) by y and by the neighbours' messages."""
-    for n in prange(y.shape[1]):
-        _react_reverse(n, y, message, at_zero, g, symmetric, reacted, inverse, upstream, by_y, by_m)
+    for n in range(y.shape[1]):
+        channels = y.shape[2]
+        for f in range(0, channels, lanes_of(y)):
+            left = channels - f
+            by_c = _normalised_reverse(
+                load_tensor(reacted, n, f, left),
+                load_part(inverse, (n, f), left),
+                load_tensor(upstream, n, f, left),
+            )
+            u = _components_reverse(_scale(item(g, n), by_c))
+            a = _transposed(_matrix(load_tensor(y, n, f, left)))
+            b = _transposed(_matrix(load_tensor(message, n, f, left)))
+            first, second = _multiply(u, b), _multiply(a, u)
+            first = _matrix_reverse(add(first, _multiply(b, u) if symmetric[0] else first))
+            second = _matrix_reverse(add(second, _multiply(u, a) if symmetric[0] else second))
+            store_tensor(second, by_m, n, f, left)
+            own = _each(_load_row(at_zero, f, left), second)
+            store_tensor(add(first, own), by_y, n, f, left)
 
 
-@njit(fastmath=EXACT, forceinline=True)
-def _update(n, x, change, g, out):
-    channels = x.shape[2]
-    for f in range(0, channels, lanes_of(x)):
-        left = channels - f
-        v = load_tensor(change, n, f, left)
-        m = _matrix(v)
-        square = _scale(item(g, n), _components(_multiply(m, m)))
-        store_tensor(add(add(load_tensor(x, n, f, left), v), square), out, n, f, left)
-
-
-@compiled
+@njit(fastmath=EXACT)
 def update(x, change, g, out):
     """out = x + change + g change^2; g [N]."""
-    for n in prange(x.shape[1]):
-        _update(n, x, change, g, out)
+    for n in range(x.shape[1]):
+        channels = x.shape[2]
+        for f in range(0, channels, lanes_of(x)):
+            left = channels - f
+            v = load_tensor(change, n, f, left)
+            m = _matrix(v)
+            square = _scale(item(g, n), _components(_multiply(m, m)))
+            store_tensor(add(add(load_tensor(x, n, f, left), v), square), out, n, f, left)
 
 
-@njit(fastmath=EXACT, forceinline=True)
-def _update_reverse(n, change, g, upstream, out):
-    channels = change.shape[2]
-    for f in range(0, channels, lanes_of(change)):
-        left = channels - f
-        m = _transposed(_matrix(load_tensor(change, n, f, left)))
-        above = load_tensor(upstream, n, f, left)
-        u = _components_reverse(_scale(item(g, n), above))
-        by_square = _matrix_reverse(add(_multiply(u, m), _multiply(m, u)))
-        store_tensor(add(above, by_square), out, n, f, left)
-
-
-@compiled
+@njit(fastmath=EXACT)
 def update_reverse(change, g, upstream, out):
     """out = derivative of sum(upstream * `update`) by change."""
-    for n in prange(change.shape[1]):
-        _update_reverse(n, change, g, upstream, out)
+    for n in range(change.shape[1]):
+        channels = change.shape[2]
+        for f in range(0, channels, lanes_of(change)):
+            left = channels - f
+            m = _transposed(_matrix(load_tensor(change, n, f, left)))
+            above = load_tensor(upstream, n, f, left)
+            u = _components_reverse(_scale(item(g, n), above))
+            by_square = _matrix_reverse(add(_multiply(u, m), _multiply(m, u)))
+            store_tensor(add(above, by_square), out, n, f, left)
 
 
-@njit(fastmath=EXACT, forceinline=True)
-def _weighted_sum(n, x, weights, bias, out):
-    size = x.shape[1]
-    sums = zeros(x)
-    for f in range(0, size, lanes_of(x)):
-        sums += load_part(x, (n, f), size - f) * load_part(weights, f, size - f)
-    out[n] = total(sums) + bias[0]
-
-
-@compiled
+@njit(fastmath=EXACT)
 def weighted_sum(x, weights, bias, out):
     """out [N] = x [N, H] times weights [H], plus bias [1]."""
-    for n in prange(x.shape[0]):
-        _weighted_sum(n, x, weights, bias, out)
+    for n in range(x.shape[0]):
+        size = x.shape[1]
+        sums = zeros(x)
+        for f in range(0, size, lanes_of(x)):
+            sums += load_part(x, (n, f), size - f) * load_part(weights, f, size - f)
+        out[n] = total(sums) + bias[0]
 
 
-@njit(fastmath=EXACT, forceinline=True)
-def _weighted_sum_reverse(n, g, weights, out):
-    for f in range(weights.size):
-        out[n, f] = g[n] * weights[f]
-
-
-@compiled
+@njit(fastmath=EXACT)
 def weighted_sum_reverse(g, weights, out):
     """out [N, H] = derivative of sum(g * `weighted_sum`) by x; g [N]."""
-    for n in prange(g.size):
-        _weighted_sum_reverse(n, g, weights, out)
+    for n in range(g.size):
+        for f in range(weights.size):
+            out[n, f] = g[n] * weights[f]
 
 
-@njit(fastmath=EXACT, forceinline=True)
-def _scale_parts(n, x, scales, out):
-    channels = x.shape[2]
-    for f in range(0, channels, lanes_of(x)):
-        left = channels - f
-        i, a = load_part(scales, (n, 0, f), left), load_part(scales, (n, 1, f), left)
-        s = load_part(scales, (n, 2, f), left)
-        store_tensor(
-            _each((i, a, a, a, s, s, s, s, s), load_tensor(x, n, f, left)), out, n, f, left
-        )
-
-
-@compiled
+@njit(fastmath=EXACT)
 def scale_parts(x, scales, out):
     """out[c, n] = x[c, n] * scales[n, l(c)]; scales [N, 3, F]."""
-    for n in prange(x.shape[1]):
-        _scale_parts(n, x, scales, out)
+    for n in range(x.shape[1]):
+        channels = x.shape[2]
+        for f in range(0, channels, lanes_of(x)):
+            left = channels - f
+            i, a = load_part(scales, (n, 0, f), left), load_part(scales, (n, 1, f), left)
+            s = load_part(scales, (n, 2, f), left)
+            store_tensor(
+                _each((i, a, a, a, s, s, s, s, s), load_tensor(x, n, f, left)), out, n, f, left
+            )
 
 
-@njit(fastmath=EXACT, forceinline=True)
-def _scale_parts_reverse(n, x, scales, g, by_x, by_scales):
-    channels = x.shape[2]
-    for f in range(0, channels, lanes_of(x)):
-        left = channels - f
-        i, a = load_part(scales, (n, 0, f), left), load_part(scales, (n, 1, f), left)
-        s = load_part(scales, (n, 2, f), left)
-        u = load_tensor(g, n, f, left)
-        store_tensor(_each((i, a, a, a, s, s, s, s, s), u), by_x, n, f, left)
-        p = _each(u, load_tensor(x, n, f, left))
-        store_part(p[0], by_scales, (n, 0, f), left)
-        store_part(p[1] + p[2] + p[3], by_scales, (n, 1, f), left)
-        store_part(p[4] + p[5] + p[6] + p[7] + p[8], by_scales, (n, 2, f), left)
-
-
-@compiled
+@njit(fastmath=EXACT)
 def scale_parts_reverse(x, scales, g, by_x, by_scales):
     """Derivatives of sum(g * `scale_parts`) by x and by scales."""
-    for n in prange(x.shape[1]):
-        _scale_parts_reverse(n, x, scales, g, by_x, by_scales)
+    for n in range(x.shape[1]):
+        channels = x.shape[2]
+        for f in range(0, channels, lanes_of(x)):
+            left = channels - f
+            i, a = load_part(scales, (n, 0, f), left), load_part(scales, (n, 1, f), left)
+            s = load_part(scales, (n, 2, f), left)
+            u = load_tensor(g, n, f, left)
+            store_tensor(_each((i, a, a, a, s, s, s, s, s), u), by_x, n, f, left)
+            p = _each(u, load_tensor(x, n, f, left))
+            store_part(p[0], by_scales, (n, 0, f), left)
+            store_part(p[1] + p[2] + p[3], by_scales, (n, 1, f), left)
+            store_part(p[4] + p[5] + p[6] + p[7] + p[8], by_scales, (n, 2, f), left)

@@ -8,6 +8,8 @@ channels of one register (`nnpcalc.kernels.simd`). Block after block is walked t
 that what belongs to it stays in the cache and the sums over neighbours in registers. L channels are
 a block, B blocks are enough for F channels, and the last is filled up with zeros.
 
+Every loop does the atoms first to last - 1 (`x` [9, n, F] are theirs alone) and their pairs.
+
 Shapes: pointer [N + 1] (first pair of each atom), j and knot [P], w and dw [P, 4] (weights of four
 table rows for a radial function and for its derivative by the distance), tables [B, 2 K, 3, L] (see
 `table_blocks`), features [9, N, F] or in blocks [B, N, 9, L] (see `to_blocks`), with the components
@@ -19,10 +21,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from nnpcalc.kernels.inference_loops import add, load_tensor, store_tensor
-from nnpcalc.kernels.programs import compiled
 from nnpcalc.kernels.simd import (
     EXACT,
     blocks,
@@ -50,71 +51,63 @@ def table_blocks(table: np.ndarray) -> np.ndarray:
     return out
 
 
-@njit(fastmath=EXACT, forceinline=True)
-def _pair_vector(p, positions, cell, system, pairs, shifts, vectors, distances):
-    i, j = pairs[0, p], pairs[1, p]
-    b = system[i]
-    for a in range(3):
-        vectors[p, a] = positions[j, a] - positions[i, a]
-    if shifts[p, 0] != 0 or shifts[p, 1] != 0 or shifts[p, 2] != 0:
-        for a in range(3):
-            vectors[p, a] += (
-                shifts[p, 0] * cell[b, 0, a]
-                + shifts[p, 1] * cell[b, 1, a]
-                + shifts[p, 2] * cell[b, 2, a]
-            )
-    x, y, z = vectors[p, 0], vectors[p, 1], vectors[p, 2]
-    distances[p] = np.sqrt(x * x + y * y + z * z)
-
-
-@compiled
+@njit(fastmath=EXACT)
 def pair_vectors(positions, cell, system, pairs, shifts, vectors, distances):
     """vectors [P, 3] = r_j - r_i + shift @ cell, with their lengths, of pairs [2, P]."""
-    for p in prange(distances.size):
-        _pair_vector(p, positions, cell, system, pairs, shifts, vectors, distances)
+    for p in range(distances.size):
+        i, j = pairs[0, p], pairs[1, p]
+        b = system[i]
+        for a in range(3):
+            vectors[p, a] = positions[j, a] - positions[i, a]
+        if shifts[p, 0] != 0 or shifts[p, 1] != 0 or shifts[p, 2] != 0:
+            for a in range(3):
+                vectors[p, a] += (
+                    shifts[p, 0] * cell[b, 0, a]
+                    + shifts[p, 1] * cell[b, 1, a]
+                    + shifts[p, 2] * cell[b, 2, a]
+                )
+        x, y, z = vectors[p, 0], vectors[p, 1], vectors[p, 2]
+        distances[p] = np.sqrt(x * x + y * y + z * z)
 
 
-@njit(fastmath=EXACT, forceinline=True)
-def _pair_geometry(p, vectors, distances, grid, knot, w, dw, angular):
-    per_step, last = grid[0], int(grid[1]) - 2
-    scaled = distances[p] * per_step
-    interval = max(0, min(int(scaled), last))  # whatever the distance: memory is not checked
-    t = scaled - interval
-    s = 1.0 - t
-    knot[p] = interval
-    w[p, 0], w[p, 1] = (1.0 + 2.0 * t) * s * s, t * s * s
-    w[p, 2], w[p, 3] = t * t * (3.0 - 2.0 * t), -t * t * s
-    steep = 6.0 * t * s * per_step
-    dw[p, 0], dw[p, 1] = -steep, s * (s - 2.0 * t) * per_step
-    dw[p, 2], dw[p, 3] = steep, t * (t - 2.0 * s) * per_step
-    inverse = -1.0 / distances[p]
-    ux, uy, uz = vectors[p, 0] * inverse, vectors[p, 1] * inverse, vectors[p, 2] * inverse
-    third = 1.0 / 3.0
-    angular[p, 0] = 1.0
-    angular[p, 1], angular[p, 2], angular[p, 3] = ux, uy, uz
-    angular[p, 4], angular[p, 5], angular[p, 6] = ux * ux - third, ux * uy, ux * uz
-    angular[p, 7], angular[p, 8] = uy * uy - third, uy * uz
-
-
-@compiled
-def pair_geometry(vectors, distances, grid, knot, w, dw, angular):
+@njit(fastmath=EXACT)
+def pair_geometry(first, last, pointer, vectors, distances, grid, knot, w, dw, angular):
     """What the pairs' vectors say, once for all stages; grid: knots per Å and how many there are.
 
     knot, w and dw as in `hermite_weights` and `hermite_slopes`, angular [P, 9] as `pair_tensors`.
     """
-    for p in prange(distances.size):
-        _pair_geometry(p, vectors, distances, grid, knot, w, dw, angular)
+    for p in range(pointer[first], pointer[last]):
+        per_step, last_interval = grid[0], int(grid[1]) - 2
+        scaled = distances[p] * per_step
+        interval = max(
+            0, min(int(scaled), last_interval)
+        )  # whatever the distance: memory is not checked
+        t = scaled - interval
+        s = 1.0 - t
+        knot[p] = interval
+        w[p, 0], w[p, 1] = (1.0 + 2.0 * t) * s * s, t * s * s
+        w[p, 2], w[p, 3] = t * t * (3.0 - 2.0 * t), -t * t * s
+        steep = 6.0 * t * s * per_step
+        dw[p, 0], dw[p, 1] = -steep, s * (s - 2.0 * t) * per_step
+        dw[p, 2], dw[p, 3] = steep, t * (t - 2.0 * s) * per_step
+        inverse = -1.0 / distances[p]
+        ux, uy, uz = vectors[p, 0] * inverse, vectors[p, 1] * inverse, vectors[p, 2] * inverse
+        third = 1.0 / 3.0
+        angular[p, 0] = 1.0
+        angular[p, 1], angular[p, 2], angular[p, 3] = ux, uy, uz
+        angular[p, 4], angular[p, 5], angular[p, 6] = ux * ux - third, ux * uy, ux * uz
+        angular[p, 7], angular[p, 8] = uy * uy - third, uy * uz
 
 
-@compiled
-def to_blocks(x, out):
-    """out [B, N, 9, L] = x [9, N, F], with zeros after the last channel."""
-    n_blocks, n_atoms, _, lanes = out.shape
-    for n in prange(n_atoms):
+@njit(fastmath=EXACT)
+def to_blocks(x, first, out):
+    """out[:, first + n] [B, N, 9, L] = x[:, n] [9, n, F], with zeros after the last channel."""
+    n_blocks, lanes = out.shape[0], out.shape[3]
+    for n in range(x.shape[1]):
         for b in range(n_blocks):
             f = b * lanes
             for c in range(9):
-                store(load_part(x, (c, n, f), x.shape[2] - f), out, (b, n, c, 0))
+                store(load_part(x, (c, n, f), x.shape[2] - f), out, (b, first + n, c, 0))
 
 
 @njit(**_inline)
@@ -156,166 +149,144 @@ def _from_neighbour(weights, table, row, x, block, m):
     )  # fmt: skip
 
 
-@njit(fastmath=EXACT, forceinline=True)
-def _embed_pairs(task, pointer, j, knot, w, table, a, b, self_pair, angular, out):
-    block, n = task // a.shape[0], task % a.shape[0]
-    f = block * lanes_of(a)
-    left = a.shape[1] - f
-    own = load_part(a, (n, f), left)
-    zero = zeros(a)
-    sums = (load_part(self_pair, (n, f), left), zero, zero, zero, zero, zero, zero, zero, zero)
-    for p in range(item(pointer, n), item(pointer, n + 1)):
-        weights, row = _weights(w, p), 2 * item(knot, p)
-        z = own + load_part(b, (item(j, p), f), left)
-        r = z * _radial(weights, table, block, row, 1)
-        s = z * _radial(weights, table, block, row, 2)
-        one = (
-            z * _radial(weights, table, block, row, 0),
-            item(angular, (p, 1)) * r, item(angular, (p, 2)) * r, item(angular, (p, 3)) * r,
-            item(angular, (p, 4)) * s, item(angular, (p, 5)) * s, item(angular, (p, 6)) * s,
-            item(angular, (p, 7)) * s, item(angular, (p, 8)) * s,
-        )  # fmt: skip
-        sums = add(sums, one)
-    store_tensor(sums, out, n, f, left)
-
-
-@compiled
-def embed_pairs(pointer, j, knot, w, table, a, b, self_pair, angular, out):
-    """out[c, i] = sum_p r_p[l(c)] (a_i + b_j) angular[p, c], with a and b [N, F].
+@njit(fastmath=EXACT)
+def embed_pairs(first, last, pointer, j, knot, w, table, a, b, self_pair, angular, out):
+    """out[c, i] = sum_p r_p[l(c)] (a_i + b_j) angular[p, c], with a and b [N, F], out [9, n, F].
 
     To component 0 what an atom contributes to itself is added: self_pair [N, F].
     """
-    for task in prange(table.shape[0] * a.shape[0]):
-        _embed_pairs(task, pointer, j, knot, w, table, a, b, self_pair, angular, out)
-
-
-@njit(fastmath=EXACT, forceinline=True)
-def _embed_pairs_reverse(n, pointer, j, knot, w, dw, table, a, b, angular, distances, g, gradient):
-    for p in range(item(pointer, n), item(pointer, n + 1)):
-        weights, slopes, row, m = _weights(w, p), _weights(dw, p), 2 * item(knot, p), item(j, p)
-        y1, y2, y3 = item(angular, (p, 1)), item(angular, (p, 2)), item(angular, (p, 3))
-        y4, y5, y6 = item(angular, (p, 4)), item(angular, (p, 5)), item(angular, (p, 6))
-        y7, y8 = item(angular, (p, 7)), item(angular, (p, 8))
-        q1 = q2 = q3 = q4 = q5 = q6 = q7 = q8 = steep = zeros(a)
-        for block in range(table.shape[0]):
-            f = block * lanes_of(a)
-            left = a.shape[1] - f
-            z = load_part(a, (n, f), left) + load_part(b, (m, f), left)
-            steep += z * _radial(slopes, table, block, row, 0) * load(g, (block, n, 0, 0))
+    for task in range(table.shape[0] * (last - first)):
+        block, n = task // (last - first), first + task % (last - first)
+        f = block * lanes_of(a)
+        left = a.shape[1] - f
+        own = load_part(a, (n, f), left)
+        zero = zeros(a)
+        sums = (load_part(self_pair, (n, f), left), zero, zero, zero, zero, zero, zero, zero, zero)
+        for p in range(item(pointer, n), item(pointer, n + 1)):
+            weights, row = _weights(w, p), 2 * item(knot, p)
+            z = own + load_part(b, (item(j, p), f), left)
             r = z * _radial(weights, table, block, row, 1)
-            g1, g2 = load(g, (block, n, 1, 0)), load(g, (block, n, 2, 0))
-            g3 = load(g, (block, n, 3, 0))
-            q1 += r * g1
-            q2 += r * g2
-            q3 += r * g3
-            r = z * _radial(slopes, table, block, row, 1)
-            steep += r * (y1 * g1 + y2 * g2 + y3 * g3)
-            r = z * _radial(weights, table, block, row, 2)
-            g4, g5 = load(g, (block, n, 4, 0)), load(g, (block, n, 5, 0))
-            g6, g7 = load(g, (block, n, 6, 0)), load(g, (block, n, 7, 0))
-            g8 = load(g, (block, n, 8, 0))
-            q4 += r * g4
-            q5 += r * g5
-            q6 += r * g6
-            q7 += r * g7
-            q8 += r * g8
-            r = z * _radial(slopes, table, block, row, 2)
-            steep += r * (y4 * g4 + y5 * g5 + y6 * g6 + y7 * g7 + y8 * g8)
-        # angular = (1, u, xx, xy, xz, yy, yz of u u^t - 1/3) with u = -vector / distance
-        ux, uy, uz = y1, y2, y3
-        gx = total(q1 + (2.0 * ux) * q4 + uy * q5 + uz * q6)
-        gy = total(q2 + ux * q5 + (2.0 * uy) * q7 + uz * q8)
-        gz = total(q3 + ux * q6 + uy * q8)
-        along = gx * ux + gy * uy + gz * uz
-        inverse, by_distance = 1.0 / distances[p], total(steep)
-        gradient[p, 0] -= (gx - along * ux) * inverse + by_distance * ux
-        gradient[p, 1] -= (gy - along * uy) * inverse + by_distance * uy
-        gradient[p, 2] -= (gz - along * uz) * inverse + by_distance * uz
+            s = z * _radial(weights, table, block, row, 2)
+            one = (
+                z * _radial(weights, table, block, row, 0),
+                item(angular, (p, 1)) * r, item(angular, (p, 2)) * r, item(angular, (p, 3)) * r,
+                item(angular, (p, 4)) * s, item(angular, (p, 5)) * s, item(angular, (p, 6)) * s,
+                item(angular, (p, 7)) * s, item(angular, (p, 8)) * s,
+            )  # fmt: skip
+            sums = add(sums, one)
+        store_tensor(sums, out, n - first, f, left)
 
 
-@compiled
-def embed_pairs_reverse(pointer, j, knot, w, dw, table, a, b, angular, distances, g, gradient):
-    """gradient[p] [P, 3] = derivative of sum(g * `embed_pairs`) by the vector of pair p.
+@njit(fastmath=EXACT)
+def embed_pairs_reverse(
+    first, last, pointer, j, knot, w, dw, table, a, b, angular, distances, g, gradient
+):
+    """gradient[p] [P, 3] += derivative of sum(g * `embed_pairs`) by the vector of pair p.
 
-    g in blocks.
+    g in blocks, of the atoms first to last - 1 alone.
     """
-    for n in prange(a.shape[0]):
-        _embed_pairs_reverse(
-            n, pointer, j, knot, w, dw, table, a, b, angular, distances, g, gradient
-        )
+    for n in range(first, last):
+        for p in range(item(pointer, n), item(pointer, n + 1)):
+            weights, slopes, row, m = _weights(w, p), _weights(dw, p), 2 * item(knot, p), item(j, p)
+            y1, y2, y3 = item(angular, (p, 1)), item(angular, (p, 2)), item(angular, (p, 3))
+            y4, y5, y6 = item(angular, (p, 4)), item(angular, (p, 5)), item(angular, (p, 6))
+            y7, y8 = item(angular, (p, 7)), item(angular, (p, 8))
+            q1 = q2 = q3 = q4 = q5 = q6 = q7 = q8 = steep = zeros(a)
+            for block in range(table.shape[0]):
+                f = block * lanes_of(a)
+                left = a.shape[1] - f
+                z = load_part(a, (n, f), left) + load_part(b, (m, f), left)
+                steep += (
+                    z * _radial(slopes, table, block, row, 0) * load(g, (block, n - first, 0, 0))
+                )
+                r = z * _radial(weights, table, block, row, 1)
+                g1, g2 = load(g, (block, n - first, 1, 0)), load(g, (block, n - first, 2, 0))
+                g3 = load(g, (block, n - first, 3, 0))
+                q1 += r * g1
+                q2 += r * g2
+                q3 += r * g3
+                r = z * _radial(slopes, table, block, row, 1)
+                steep += r * (y1 * g1 + y2 * g2 + y3 * g3)
+                r = z * _radial(weights, table, block, row, 2)
+                g4, g5 = load(g, (block, n - first, 4, 0)), load(g, (block, n - first, 5, 0))
+                g6, g7 = load(g, (block, n - first, 6, 0)), load(g, (block, n - first, 7, 0))
+                g8 = load(g, (block, n - first, 8, 0))
+                q4 += r * g4
+                q5 += r * g5
+                q6 += r * g6
+                q7 += r * g7
+                q8 += r * g8
+                r = z * _radial(slopes, table, block, row, 2)
+                steep += r * (y4 * g4 + y5 * g5 + y6 * g6 + y7 * g7 + y8 * g8)
+            # angular = (1, u, xx, xy, xz, yy, yz of u u^t - 1/3) with u = -vector / distance
+            ux, uy, uz = y1, y2, y3
+            gx = total(q1 + (2.0 * ux) * q4 + uy * q5 + uz * q6)
+            gy = total(q2 + ux * q5 + (2.0 * uy) * q7 + uz * q8)
+            gz = total(q3 + ux * q6 + uy * q8)
+            along = gx * ux + gy * uy + gz * uz
+            inverse, by_distance = 1.0 / distances[p], total(steep)
+            gradient[p, 0] -= (gx - along * ux) * inverse + by_distance * ux
+            gradient[p, 1] -= (gy - along * uy) * inverse + by_distance * uy
+            gradient[p, 2] -= (gz - along * uz) * inverse + by_distance * uz
 
 
-@njit(fastmath=EXACT, forceinline=True)
-def _message_pairs(task, pointer, j, knot, w, table, y, out):
-    block, n = task // y.shape[1], task % y.shape[1]
-    sums = _nothing(y)
-    for p in range(item(pointer, n), item(pointer, n + 1)):
-        sums = add(
-            sums, _from_neighbour(_weights(w, p), table, 2 * item(knot, p), y, block, item(j, p))
-        )
-    f = block * lanes_of(y)
-    store_tensor(sums, out, n, f, out.shape[2] - f)
+@njit(fastmath=EXACT)
+def message_pairs(block, first, last, pointer, j, knot, w, table, y, out):
+    """out[c, i] = sum_p r_p[l(c)] y[c, j_p] for a block, with y in blocks and out [9, n, F]."""
+    for n in range(first, last):
+        sums = _nothing(y)
+        for p in range(item(pointer, n), item(pointer, n + 1)):
+            sums = add(
+                sums,
+                _from_neighbour(_weights(w, p), table, 2 * item(knot, p), y, block, item(j, p)),
+            )
+        f = block * lanes_of(y)
+        store_tensor(sums, out, n - first, f, out.shape[2] - f)
 
 
-@compiled
-def message_pairs(pointer, j, knot, w, table, y, out):
-    """out[c, i] = sum_p r_p[l(c)] y[c, j_p], with y in blocks."""
-    for task in prange(y.shape[0] * y.shape[1]):
-        _message_pairs(task, pointer, j, knot, w, table, y, out)
+@njit(fastmath=EXACT)
+def message_pairs_reverse(
+    block, first, last, pointer, j, knot, w, dw, table, y, g, out, by_distance
+):
+    """Derivatives of sum(g * `message_pairs`) for a block, with y and g in blocks.
 
-
-@njit(fastmath=EXACT, forceinline=True)
-def _message_pairs_reverse(task, pointer, j, knot, w, dw, table, y, g, out, by_distance):
-    block, n = task // y.shape[1], task % y.shape[1]
-    sums = _nothing(y)
-    for p in range(item(pointer, n), item(pointer, n + 1)):
-        weights, slopes, row, m = _weights(w, p), _weights(dw, p), 2 * item(knot, p), item(j, p)
-        sums = add(sums, _from_neighbour(weights, table, row, g, block, m))
-        product = load(g, (block, n, 0, 0)) * load(y, (block, m, 0, 0))
-        steep = _radial(slopes, table, block, row, 0) * product
-        product = (
-            load(g, (block, n, 1, 0)) * load(y, (block, m, 1, 0))
-            + load(g, (block, n, 2, 0)) * load(y, (block, m, 2, 0))
-            + load(g, (block, n, 3, 0)) * load(y, (block, m, 3, 0))
-        )
-        steep += _radial(slopes, table, block, row, 1) * product
-        product = (
-            load(g, (block, n, 4, 0)) * load(y, (block, m, 4, 0))
-            + load(g, (block, n, 5, 0)) * load(y, (block, m, 5, 0))
-            + load(g, (block, n, 6, 0)) * load(y, (block, m, 6, 0))
-            + load(g, (block, n, 7, 0)) * load(y, (block, m, 7, 0))
-            + load(g, (block, n, 8, 0)) * load(y, (block, m, 8, 0))
-        )
-        steep += _radial(slopes, table, block, row, 2) * product
-        by_distance[block, p] = total(steep)
-    f = block * lanes_of(y)
-    left = out.shape[2] - f
-    store_tensor(add(load_tensor(out, n, f, left), sums), out, n, f, left)
-
-
-@compiled
-def message_pairs_reverse(pointer, j, knot, w, dw, table, y, g, out, by_distance):
-    """Derivatives of sum(g * `message_pairs`), with y and g in blocks.
-
-    out [9, N, F] += that by y; by_distance [B, P]: the blocks' parts of that by the distances.
+    out [9, n, F] += that by y of these atoms. by_distance [P] is that by the distances, to which
+    every block but the first adds.
     """
-    for task in prange(y.shape[0] * y.shape[1]):
-        _message_pairs_reverse(task, pointer, j, knot, w, dw, table, y, g, out, by_distance)
+    for n in range(first, last):
+        sums = _nothing(y)
+        for p in range(item(pointer, n), item(pointer, n + 1)):
+            weights, slopes, row, m = _weights(w, p), _weights(dw, p), 2 * item(knot, p), item(j, p)
+            sums = add(sums, _from_neighbour(weights, table, row, g, block, m))
+            product = load(g, (block, n, 0, 0)) * load(y, (block, m, 0, 0))
+            steep = _radial(slopes, table, block, row, 0) * product
+            product = (
+                load(g, (block, n, 1, 0)) * load(y, (block, m, 1, 0))
+                + load(g, (block, n, 2, 0)) * load(y, (block, m, 2, 0))
+                + load(g, (block, n, 3, 0)) * load(y, (block, m, 3, 0))
+            )
+            steep += _radial(slopes, table, block, row, 1) * product
+            product = (
+                load(g, (block, n, 4, 0)) * load(y, (block, m, 4, 0))
+                + load(g, (block, n, 5, 0)) * load(y, (block, m, 5, 0))
+                + load(g, (block, n, 6, 0)) * load(y, (block, m, 6, 0))
+                + load(g, (block, n, 7, 0)) * load(y, (block, m, 7, 0))
+                + load(g, (block, n, 8, 0)) * load(y, (block, m, 8, 0))
+            )
+            steep += _radial(slopes, table, block, row, 2) * product
+            slope = total(steep)
+            by_distance[p] = by_distance[p] + slope if block else slope
+        f = block * lanes_of(y)
+        left = out.shape[2] - f
+        mine = load_tensor(out, n - first, f, left)
+        store_tensor(add(mine, sums), out, n - first, f, left)
 
 
-@njit(fastmath=EXACT, forceinline=True)
-def _add_along(p, by_distance, vectors, distances, gradient):
-    factor = by_distance[0, p]
-    for block in range(1, by_distance.shape[0]):
-        factor += by_distance[block, p]
-    factor /= distances[p]
-    gradient[p, 0] += factor * vectors[p, 0]
-    gradient[p, 1] += factor * vectors[p, 1]
-    gradient[p, 2] += factor * vectors[p, 2]
-
-
-@compiled
-def add_along(by_distance, vectors, distances, gradient):
-    """gradient[p] [P, 3] += the sum of by_distance [B, P] over the blocks, along the vector."""
-    for p in prange(distances.size):
-        _add_along(p, by_distance, vectors, distances, gradient)
+@njit(fastmath=EXACT)
+def add_along(first, last, pointer, by_distance, vectors, distances, gradient):
+    """gradient[p] [P, 3] += by_distance [P] along the vector."""
+    for p in range(pointer[first], pointer[last]):
+        factor = by_distance[p] / distances[p]
+        gradient[p, 0] += factor * vectors[p, 0]
+        gradient[p, 1] += factor * vectors[p, 1]
+        gradient[p, 2] += factor * vectors[p, 2]

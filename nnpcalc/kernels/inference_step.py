@@ -1,8 +1,8 @@
 """A whole evaluation of TensorNet and its reverse in one compiled program.
 
 Between its stages nothing comes back to Python: the calls of a hundred stages cost a small molecule
-more time than its arithmetic. The stages are in `nnpcalc.kernels.inference_loops` (atoms),
-`inference_pairs` (pairs), `rows` (channel mixing) and `perceptron`.
+more time than its arithmetic. `nnpcalc.kernels.inference_chains` says what is done for a slab of
+atoms; here all slabs are, by one thread or several, and meet between the chains.
 """
 
 from __future__ import annotations
@@ -10,149 +10,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from numba import njit, prange
 
-from nnpcalc.kernels import perceptron
-from nnpcalc.kernels.inference_loops import (
-    normalise,
-    normalise_reverse,
-    part_norms,
-    part_norms_reverse,
-    react,
-    react_reverse,
-    scale_parts,
-    scale_parts_reverse,
-    update,
-    update_reverse,
-    weighted_sum,
-    weighted_sum_reverse,
-    whole_norms,
-    whole_norms_reverse,
-)
-from nnpcalc.kernels.inference_pairs import (
-    add_along,
-    embed_pairs,
-    embed_pairs_reverse,
-    message_pairs,
-    message_pairs_reverse,
-    pair_geometry,
-    pair_vectors,
-    to_blocks,
-)
-from nnpcalc.kernels.perceptron import Activations, Perceptron
-from nnpcalc.kernels.programs import composed
-from nnpcalc.kernels.rows import mix
-
-run_perceptron, reverse_perceptron = perceptron.run, perceptron.reverse
-
-
-class Parameters(NamedTuple):
-    """Of a network of L layers; matrices of the channel mixing are packed.
-
-    Attributes:
-        grid: knots per Å, and how many there are [2].
-        table, tables: in blocks of channels, of the embedding and of the layers [L, ...].
-        mix, mix_back: of the embedding, and their transposes.
-        before, before_back, after, after_back: of the layers, before and after the messages.
-        at_zero: weights of an atom's message to itself [L, 9, F].
-        symmetric: which product the layers take, see `react` [1].
-        nothing: zeros, a bias for the channel mixing.
-        scalars, head: perceptrons of the embedding and of the read-out, the last row of which is
-            head_weights [H] with head_bias [1].
-    """
-
-    grid: np.ndarray
-    table: np.ndarray
-    tables: np.ndarray
-    mix: np.ndarray
-    mix_back: np.ndarray
-    before: np.ndarray
-    before_back: np.ndarray
-    after: np.ndarray
-    after_back: np.ndarray
-    at_zero: np.ndarray
-    symmetric: np.ndarray
-    nothing: np.ndarray
-    scalars: Perceptron
-    head: Perceptron
-    head_weights: np.ndarray
-    head_bias: np.ndarray
-
-
-class OfAtoms(NamedTuple):
-    """What elements and states say, wherever the atoms are.
-
-    Attributes:
-        receiver, sender: both halves of the pair embedding [N, F].
-        self_pair: an atom's own part of the embedding, of I only [N, F].
-        product, square: prefactors of each layer's product and square [L, N].
-    """
-
-    receiver: np.ndarray
-    sender: np.ndarray
-    self_pair: np.ndarray
-    product: np.ndarray
-    square: np.ndarray
-
-
-class Pairs(NamedTuple):
-    """A full list sorted by receiver; see `nnpcalc.kernels.inference_pairs`."""
-
-    pointer: np.ndarray
-    j: np.ndarray
-    knot: np.ndarray
-    w: np.ndarray
-    slopes: np.ndarray
-    angular: np.ndarray
-    vectors: np.ndarray
-    distances: np.ndarray
-
-
-class Memory(NamedTuple):
-    """Arrays of the size of the atoms' features [9, N, F], those of the layers [L, 9, N, F].
-
-    Attributes:
-        summed, mixed, start: stages of the embedding; start is the input of the first layer.
-        normal, y, message, reacted, change, out: stages of the layers.
-        inverse, inverse_product: of both normalisations [L, N, F].
-        gathered_y: y in blocks [L, ...].
-        by_change, by_reacted, by_y, by_message, by_out, by_in: derivatives by these stages, and by
-            a layer's output and input.
-        gathered: one of them in blocks.
-        norms, scales, by_norms: [N, 3, F].
-        norm, by_norm: [N, F].
-        scalars, head: of the perceptrons.
-        by_scores: derivative by what the head's last row sums [N, H].
-        energies: of the atoms [N].
-    """
-
-    summed: np.ndarray
-    mixed: np.ndarray
-    start: np.ndarray
-    normal: np.ndarray
-    y: np.ndarray
-    message: np.ndarray
-    reacted: np.ndarray
-    change: np.ndarray
-    out: np.ndarray
-    inverse: np.ndarray
-    inverse_product: np.ndarray
-    gathered_y: np.ndarray
-    by_change: np.ndarray
-    by_reacted: np.ndarray
-    by_y: np.ndarray
-    by_message: np.ndarray
-    by_out: np.ndarray
-    by_in: np.ndarray
-    gathered: np.ndarray
-    norms: np.ndarray
-    by_norms: np.ndarray
-    norm: np.ndarray
-    by_norm: np.ndarray
-    scalars: Activations
-    head: Activations
-    by_scores: np.ndarray
-    energies: np.ndarray
+from nnpcalc.kernels import inference_chains as chains
+from nnpcalc.kernels.inference_arrays import Pairs
+from nnpcalc.kernels.inference_pairs import pair_vectors
+from nnpcalc.kernels.programs import composed, divided
+from nnpcalc.kernels.reference import keep, refer
 
 
 @njit(cache=True, fastmath=False)
@@ -166,84 +30,49 @@ def first_pairs(receivers, pointer):
     pointer[n:] = receivers.size
 
 
-@composed
-def geometry(grid, pairs, vectors, distances, n_atoms):
-    """The `Pairs` of pairs [2, P] with vectors and distances."""
-    n_pairs = distances.size
-    w = np.empty((n_pairs, 4), vectors.dtype)
-    slopes = np.empty((n_pairs, 4), vectors.dtype)
-    angular = np.empty((n_pairs, 9), vectors.dtype)
-    knot = np.empty(n_pairs, np.int64)
+@njit(cache=True, fastmath=False)
+def list_pairs(pairs, vectors, distances, n_atoms):
+    """The `Pairs` of pairs [2, P]; `chains.forward` fills in what follows from their vectors."""
+    n_pairs, kind = distances.size, vectors.dtype
     pointer = np.empty(n_atoms + 1, np.int64)
     first_pairs(pairs[0], pointer)
-    pair_geometry(vectors, distances, grid, knot, w, slopes, angular)
-    return Pairs(pointer, pairs[1], knot, w, slopes, angular, vectors, distances)
+    return Pairs(
+        pointer, pairs[1], np.empty(n_pairs, np.int64), np.empty((n_pairs, 4), kind),
+        np.empty((n_pairs, 4), kind), np.empty((n_pairs, 9), kind), vectors, distances,
+    )  # fmt: skip
+
+
+@divided
+def forward_all(k, work, workers):
+    for worker in prange(workers):
+        chains.forward(k, worker, workers, work)
+
+
+@divided
+def backward_all(k, work, upstream, by_distance, gradient, workers):
+    for worker in prange(workers):
+        chains.backward(k, worker, workers, work, upstream, by_distance, gradient)
 
 
 @composed
 def forward(net, atoms, p, m):
     """m.energies; the other stages stay in m for `backward`."""
-    embed_pairs(
-        p.pointer, p.j, p.knot, p.w, net.table, atoms.receiver, atoms.sender, atoms.self_pair,
-        p.angular, m.summed,
-    )  # fmt: skip
-    whole_norms(m.summed, m.norm)
-    run_perceptron(net.scalars, m.norm, m.scalars)
-    mix(m.summed, net.mix, net.nothing, m.mixed)
-    scale_parts(m.mixed, m.scalars.two.reshape(m.norms.shape), m.start)
-    x = m.start
-    for k in range(net.tables.shape[0]):
-        normalise(x, m.normal[k], m.inverse[k])
-        mix(m.normal[k], net.before[k], net.nothing, m.y[k])
-        to_blocks(m.y[k], m.gathered_y[k])
-        message_pairs(p.pointer, p.j, p.knot, p.w, net.tables[k], m.gathered_y[k], m.message[k])
-        react(
-            m.y[k], net.at_zero[k], atoms.product[k], net.symmetric, m.message[k],
-            m.inverse_product[k], m.reacted[k],
-        )  # fmt: skip
-        mix(m.reacted[k], net.after[k], net.nothing, m.change[k])
-        update(m.normal[k], m.change[k], atoms.square[k], m.out[k])
-        x = m.out[k]
-    part_norms(x, m.norms)
-    run_perceptron(net.head, m.norms.reshape(x.shape[1], 3 * x.shape[2]), m.head)
-    weighted_sum(m.head.two, net.head_weights, net.head_bias, m.energies)
+    arrays = (net, atoms, p, m)
+    work, workers = refer(arrays), m.scratch.x.shape[0]
+    for k in range(net.tables.shape[0] + 1):
+        forward_all(k, work, workers)
+    keep(arrays)
 
 
 @composed
 def backward(net, atoms, p, m, upstream, gradient):
     """gradient [P, 3] += derivative of sum(upstream * m.energies) by the pairs' vectors."""
-    by_distance = np.empty((net.table.shape[0], p.distances.size), gradient.dtype)
-    n_layers, n_atoms, channels = net.tables.shape[0], m.norms.shape[0], m.norms.shape[2]
-    flat = (n_atoms, 3 * channels)
-    weighted_sum_reverse(upstream, net.head_weights, m.by_scores)
-    reverse_perceptron(net.head, m.by_scores, m.head, m.by_norms.reshape(flat))
-    g, spare = m.by_out, m.by_in
-    part_norms_reverse(m.out[n_layers - 1] if n_layers else m.start, m.by_norms, g)
-    for k in range(n_layers - 1, -1, -1):
-        update_reverse(m.change[k], atoms.square[k], g, m.by_change)
-        mix(m.by_change, net.after_back[k], net.nothing, m.by_reacted)
-        react_reverse(
-            m.y[k], m.message[k], net.at_zero[k], atoms.product[k], net.symmetric, m.reacted[k],
-            m.inverse_product[k], m.by_reacted, m.by_y, m.by_message,
-        )  # fmt: skip
-        to_blocks(m.by_message, m.gathered)
-        message_pairs_reverse(
-            p.pointer, p.j, p.knot, p.w, p.slopes, net.tables[k], m.gathered_y[k], m.gathered,
-            m.by_y, by_distance,
-        )  # fmt: skip
-        add_along(by_distance, p.vectors, p.distances, gradient)
-        mix(m.by_y, net.before_back[k], net.nothing, m.by_change)  # which has served
-        normalise_reverse(m.normal[k], m.inverse[k], m.by_change, g, spare)
-        g, spare = spare, g
-    scale_parts_reverse(m.mixed, m.scalars.two.reshape(m.norms.shape), g, m.by_change, m.by_norms)
-    reverse_perceptron(net.scalars, m.by_norms.reshape(flat), m.scalars, m.by_norm)
-    mix(m.by_change, net.mix_back, net.nothing, spare)
-    whole_norms_reverse(m.summed, m.by_norm, spare)
-    to_blocks(spare, m.gathered)
-    embed_pairs_reverse(
-        p.pointer, p.j, p.knot, p.w, p.slopes, net.table, atoms.receiver, atoms.sender, p.angular,
-        p.distances, m.gathered, gradient,
-    )  # fmt: skip
+    arrays = (net, atoms, p, m)
+    work, workers = refer(arrays), m.scratch.x.shape[0]
+    by_distance = np.empty_like(p.distances)
+    for k in range(net.tables.shape[0], -1, -1):
+        backward_all(k, work, upstream, by_distance, gradient, workers)
+    keep(arrays)
 
 
 class Geometry(NamedTuple):
@@ -323,7 +152,7 @@ def evaluate(net, atoms, where, m, scale, energies, forces, virial):
     pair_vectors(
         where.positions, where.cell, where.system, where.pairs, where.shifts, vectors, distances
     )
-    p = geometry(net.grid, where.pairs, vectors, distances, n_atoms)
+    p = list_pairs(where.pairs, vectors, distances, n_atoms)
     forward(net, atoms, p, m)
     add_energies(m.energies, scale, energies)
     if forces.shape[0] or virial.shape[0]:

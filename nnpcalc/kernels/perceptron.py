@@ -5,16 +5,15 @@ Both perceptrons of TensorNet's inference are of this kind, up to the last row o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from torch import nn
 
-from nnpcalc.kernels.programs import compiled, composed
 from nnpcalc.kernels.rows import linear, packed, padded
 from nnpcalc.kernels.simd import EXACT, exp, lanes_of, load_part, store_part, total, zeros
-from nnpcalc.kernels.workspace import aligned
 
 
 class Perceptron(NamedTuple):
@@ -88,96 +87,76 @@ class Activations(NamedTuple):
     by_one: np.ndarray
 
     @staticmethod
-    def room(n: int, sizes: tuple[int, int, int], dtype: np.dtype) -> Activations:
-        """Uninitialised, for n rows."""
+    def room(n: int, sizes: tuple[int, int, int], new: Callable[..., np.ndarray]) -> Activations:
+        """For n rows; new makes an array of a shape."""
         inputs, one, two = ((n, size) for size in sizes)
         shapes = (inputs, (n,), inputs, one, one, two, two, one)
-        return Activations(*(aligned(shape, dtype) for shape in shapes))
+        return Activations(*(new(*shape) for shape in shapes))
 
 
-@njit(fastmath=EXACT, forceinline=True)
-def _layer_norm(n, x, scale, shift, epsilon, normal, inverse, out):
-    size, lanes = x.shape[1], lanes_of(x)
-    sums = zeros(x)
-    for f in range(0, size, lanes):
-        sums += load_part(x, (n, f), size - f)
-    mean = total(sums) / size
-    for f in range(size):
-        normal[n, f] = x[n, f] - mean
-    squares = zeros(x)
-    for f in range(0, size, lanes):
-        one = load_part(normal, (n, f), size - f)
-        squares += one * one
-    factor = 1.0 / np.sqrt(total(squares) / size + epsilon[0])
-    inverse[n] = factor
-    for f in range(size):
-        normal[n, f] *= factor
-        out[n, f] = normal[n, f] * scale[f] + shift[f]
-
-
-@compiled
+@njit(fastmath=EXACT)
 def layer_norm(x, scale, shift, epsilon, normal, inverse, out):
     """out [N, K] = scale normal + shift with normal = (x - mean) inverse."""
-    for n in prange(x.shape[0]):
-        _layer_norm(n, x, scale, shift, epsilon, normal, inverse, out)
+    for n in range(x.shape[0]):
+        size, lanes = x.shape[1], lanes_of(x)
+        sums = zeros(x)
+        for f in range(0, size, lanes):
+            sums += load_part(x, (n, f), size - f)
+        mean = total(sums) / size
+        for f in range(size):
+            normal[n, f] = x[n, f] - mean
+        squares = zeros(x)
+        for f in range(0, size, lanes):
+            one = load_part(normal, (n, f), size - f)
+            squares += one * one
+        factor = 1.0 / np.sqrt(total(squares) / size + epsilon[0])
+        inverse[n] = factor
+        for f in range(size):
+            normal[n, f] *= factor
+            out[n, f] = normal[n, f] * scale[f] + shift[f]
 
 
-@njit(fastmath=EXACT, forceinline=True)
-def _layer_norm_reverse(n, g, scale, normal, inverse, out):
-    size = g.shape[1]
-    plain, along = zeros(g), zeros(g)
-    for f in range(0, size, lanes_of(g)):
-        left = size - f
-        u = load_part(g, (n, f), left) * load_part(scale, f, left)
-        plain += u
-        along += u * load_part(normal, (n, f), left)
-    mean, slope, factor = total(plain) / size, total(along) / size, inverse[n]
-    for f in range(size):
-        out[n, f] = factor * (g[n, f] * scale[f] - mean - normal[n, f] * slope)
-
-
-@compiled
+@njit(fastmath=EXACT)
 def layer_norm_reverse(g, scale, normal, inverse, out):
     """out [N, K] = derivative of sum(g * `layer_norm`) by x."""
-    for n in prange(g.shape[0]):
-        _layer_norm_reverse(n, g, scale, normal, inverse, out)
+    for n in range(g.shape[0]):
+        size = g.shape[1]
+        plain, along = zeros(g), zeros(g)
+        for f in range(0, size, lanes_of(g)):
+            left = size - f
+            u = load_part(g, (n, f), left) * load_part(scale, f, left)
+            plain += u
+            along += u * load_part(normal, (n, f), left)
+        mean, slope, factor = total(plain) / size, total(along) / size, inverse[n]
+        for f in range(size):
+            out[n, f] = factor * (g[n, f] * scale[f] - mean - normal[n, f] * slope)
 
 
-@njit(fastmath=EXACT, forceinline=True)
-def _silu(n, x, slope):
-    size = x.shape[1]
-    for f in range(0, size, lanes_of(x)):
-        left = size - f
-        h = load_part(x, (n, f), left)
-        share = 1.0 / (1.0 + exp(-1.0 * h))
-        store_part(h * share, x, (n, f), left)
-        store_part(share * (1.0 + h * (1.0 - share)), slope, (n, f), left)
-
-
-@compiled
+@njit(fastmath=EXACT)
 def silu(x, slope):
     """x [N, H] becomes x / (1 + exp(-x)); slope is the derivative of that."""
-    for n in prange(x.shape[0]):
-        _silu(n, x, slope)
+    for n in range(x.shape[0]):
+        size = x.shape[1]
+        for f in range(0, size, lanes_of(x)):
+            left = size - f
+            h = load_part(x, (n, f), left)
+            share = 1.0 / (1.0 + exp(-1.0 * h))
+            store_part(h * share, x, (n, f), left)
+            store_part(share * (1.0 + h * (1.0 - share)), slope, (n, f), left)
 
 
-@njit(fastmath=EXACT, forceinline=True)
-def _times(n, x, y):
-    size = x.shape[1]
-    for f in range(0, size, lanes_of(x)):
-        left = size - f
-        product = load_part(x, (n, f), left) * load_part(y, (n, f), left)
-        store_part(product, x, (n, f), left)
-
-
-@compiled
+@njit(fastmath=EXACT)
 def times(x, y):
     """x *= y, both [N, H]."""
-    for n in prange(x.shape[0]):
-        _times(n, x, y)
+    for n in range(x.shape[0]):
+        size = x.shape[1]
+        for f in range(0, size, lanes_of(x)):
+            left = size - f
+            product = load_part(x, (n, f), left) * load_part(y, (n, f), left)
+            store_part(product, x, (n, f), left)
 
 
-@composed
+@njit(fastmath=EXACT)
 def run(p, x, kept):
     """kept.two [N, H2] = the perceptron of x [N, K]."""
     layer_norm(x, p.scale, p.shift, p.epsilon, kept.normal, kept.inverse, kept.scaled)
@@ -187,7 +166,7 @@ def run(p, x, kept):
     silu(kept.two, kept.two_slope)
 
 
-@composed
+@njit(fastmath=EXACT)
 def reverse(p, g, kept, out):
     """out [N, K] = derivative of sum(g * `run`) by x; g [N, H2] is used up."""
     times(g, kept.two_slope)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from types import FunctionType
 from typing import Any
@@ -51,14 +52,9 @@ def _twin(function: Any, suffix: str, **names: Any) -> Any:
 
 
 def compiled(function: Callable[..., None]) -> Any:
-    """Two programs from one loop: over threads for large arrays, plain for small ones.
+    """A function of arrays alone that runs a loop over threads for large ones, plain for small.
 
     A parallel loop hands its work to other threads even if only one may run; a plain one does not.
-    Vectors and tuples of them belong into a function that the loop calls: numba's analysis of
-    parallel loops takes them for arrays.
-
-    Returns:
-        A function that picks the program; its attributes ``serial`` and ``parallel`` are the two.
     """
     serial = njit(fastmath=True, cache=True)(function)
     parallel = njit(fastmath=True, cache=True, parallel=True)(_twin(function, "parallel"))
@@ -72,7 +68,6 @@ def compiled(function: Callable[..., None]) -> Any:
         else:
             serial(*arrays)
 
-    run.serial, run.parallel = serial, parallel  # type: ignore[attr-defined]
     return run
 
 
@@ -114,8 +109,35 @@ class Pace:
             self._break = self.FIRST_BREAK
 
 
+def _program(function: Any, kind: str, **options: Any) -> Any:
+    """A program of which all that it calls by name is of one kind, "serial" or "parallel"."""
+    names = {
+        name: getattr(value, kind)
+        for name, value in function.__globals__.items()
+        if hasattr(value, "serial") and hasattr(value, "parallel")
+    }
+    return njit(fastmath=True, **options)(_twin(function, kind, **names))
+
+
+@dataclass(frozen=True)
+class _Programs:
+    serial: Any
+    parallel: Any
+
+
+def divided(function: Callable[..., None]) -> Any:
+    """A loop over threads, and plain, which `composed` programs call: ``serial``, ``parallel``.
+
+    What the loop does belongs into a function that it calls: numba's analysis of parallel loops
+    takes vectors and tuples for arrays.
+    """
+    return _Programs(
+        _program(function, "serial", inline="always"), _program(function, "parallel", parallel=True)
+    )
+
+
 class composed:
-    """Two programs from a function that calls `compiled` or composed ones by their names.
+    """Two programs from a function that calls `divided` or composed ones by their names.
 
     One of them calls the plain programs only and the other the parallel ones only, without coming
     back to Python between them.
@@ -127,17 +149,7 @@ class composed:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.pace = Pace()
         self.serial, self.parallel = (
-            njit(fastmath=True, cache=True, inline="always")(  # compiled once, with its caller
-                _twin(
-                    function,
-                    kind,
-                    **{
-                        name: getattr(value, kind)
-                        for name, value in function.__globals__.items()
-                        if hasattr(value, "serial") and hasattr(value, "parallel")
-                    },
-                )
-            )
+            _program(function, kind, cache=True, inline="always")  # compiled once, with its caller
             for kind in ("serial", "parallel")
         )
 

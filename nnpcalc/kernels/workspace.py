@@ -7,8 +7,10 @@ its arithmetic.
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -40,6 +42,49 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 M = TypeVar("M", bound=tuple[Any, ...])
 
+#: Bytes of a huge page.
+HUGE = 1 << 21
+
+
+def _pages(size: int) -> np.ndarray:
+    """Fresh memory, in huge pages where there are any: what was used before keeps small ones."""
+    try:
+        memory = mmap.mmap(-1, size)
+    except OSError as error:
+        raise MemoryError(f"{size} bytes for the features of the atoms: {error}") from error
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
+
+
+def in_one_piece(arrange: Callable[[Callable[..., np.ndarray]], M], dtype: Any) -> M:
+    """Arrays one after the other in huge pages: small pages take a small molecule's arrays longer
+    to find than to read.
+
+    Args:
+        arrange: makes a tuple of arrays, each by calling what it is given with a shape.
+        dtype: of all of them.
+    """
+    itemsize, sizes = np.dtype(dtype).itemsize, []
+
+    def count(*shape: int) -> np.ndarray:
+        sizes.append(-(-math.prod(shape) * itemsize // ALIGNMENT) * ALIGNMENT)
+        return np.empty(0, dtype)
+
+    arrange(count)
+    size = -(-sum(sizes) // HUGE) * HUGE
+    raw = _pages(size + HUGE)
+    used = -raw.ctypes.data % HUGE
+
+    def take(*shape: int) -> np.ndarray:
+        nonlocal used
+        start = used
+        used += -(-math.prod(shape) * itemsize // ALIGNMENT) * ALIGNMENT
+        return raw[start : start + math.prod(shape) * itemsize].view(dtype).reshape(shape)
+
+    return arrange(take)
+
 
 def n_bytes(memory: Any) -> int:
     """Of the arrays of a tuple, also those within tuples in it."""
@@ -52,12 +97,12 @@ class Lent(Generic[M]):
     """Arrays of a pool.
 
     Attributes:
-        n_atoms: what they are for.
+        size: what they are for: atoms and threads, say.
         arrays, n_bytes: the tuple and its size.
     """
 
-    def __init__(self, n_atoms: int, arrays: M) -> None:
-        self.n_atoms, self.arrays, self.n_bytes = n_atoms, arrays, n_bytes(arrays)
+    def __init__(self, size: tuple[int, ...], arrays: M) -> None:
+        self.size, self.arrays, self.n_bytes = size, arrays, n_bytes(arrays)
 
 
 class Pool(Generic[M]):
@@ -66,16 +111,16 @@ class Pool(Generic[M]):
     def __init__(self) -> None:
         self._kept: list[Lent[M]] = []
 
-    def lend(self, n_atoms: int, room: Callable[[int], M]) -> Lent[M]:
-        """Arrays for so many atoms that nobody else has; room makes them if need be."""
+    def lend(self, size: tuple[int, ...], room: Callable[[], M]) -> Lent[M]:
+        """Arrays of this size that nobody else has; room makes them if need be."""
         try:
             last = self._kept.pop()
         except IndexError:
             pass
         else:
-            if last.n_atoms == n_atoms:
+            if last.size == size:
                 return last
-        return Lent(n_atoms, room(n_atoms))
+        return Lent(size, room())
 
     def take_back(self, lent: Lent[M]) -> None:
         """Nobody needs these any more."""

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from nnpcalc.kernels.inference_step import Geometry, OfAtoms, evaluate
+from nnpcalc.kernels.inference_arrays import OfAtoms
+from nnpcalc.kernels.inference_step import Geometry, evaluate
 from nnpcalc.kernels.programs import composed
 from nnpcalc.md.loops import bath, copy_within, kick, kick_and_drift, within
 from nnpcalc.md.state import MDState, changed
