@@ -209,12 +209,20 @@ def _choose(potential: Potential, wanted: str, device: torch.device) -> tuple[st
     if wanted == "fused":
         if obstacle:
             raise BackendError(f"backend='fused' cannot run: {obstacle}; {remedy}")
-        return "fused", "asked for" if device.type == "cpu" else f"asked for: Triton on {device}"
+        return "fused", "asked for" if device.type == "cpu" else _on_cuda(potential, device)
     if obstacle:
         return "eager", obstacle
     if device.type == "cuda":  # compiled and compared in the interpreter, but not measured
         return "eager", f"the Triton kernels on {device} have to be asked for: backend='fused'"
     return "fused", f"{type(potential.core).__name__} on the CPU"
+
+
+def _on_cuda(potential: Potential, device: torch.device) -> str:
+    """The reason of a fused back end that was asked for, with what it does on a CUDA device."""
+    from nnpcalc.kernels.direct import simple
+
+    replayed = ", small systems as CUDA graphs" if simple(potential.terms) else ""
+    return f"asked for: Triton on {device}{replayed}"
 
 
 def _obstacle_to_fused(potential: Potential, device: torch.device) -> tuple[str, str]:
@@ -257,5 +265,11 @@ def _program(
 
     fused = fused_for_inference(potential.core)
     terms: Any = tuple(potential.terms)
-    kind = DirectPotential if DirectPotential.serves(fused, terms) else Potential
+    kind: type[Potential] = Potential
+    if DirectPotential.serves(fused, terms):
+        kind = DirectPotential
+    elif device.type == "cuda":
+        from nnpcalc.kernels.triton_capture import CapturedPotential  # needs triton
+
+        kind = CapturedPotential if CapturedPotential.serves(fused, terms) else Potential
     return kind(fused, terms, potential.scale).eval().requires_grad_(False)

@@ -1,15 +1,9 @@
 """TensorNet's Triton kernels give the numbers of the loops on the CPU.
 
-With a GPU they are compiled and run on it (marked gpu). Without, they run in Triton's interpreter,
-which has to be asked for before triton is imported: one test starts a process that does so and runs
-the others of this file in it.
+With a GPU they are compiled and run on it (marked gpu). Without, they run in Triton's interpreter.
 """
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -22,28 +16,12 @@ from nnpcalc.neighbors import neighbor_list
 from nnpcalc.potential import Potential, Results
 from nnpcalc.terms import ZBL
 from test_inference import make_core
+from triton_places import INTERPRETED, places, run_in_interpreter
 
 pytest.importorskip("triton")
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 KNOTS = 64  # the same table errors in both: rounding is all that may differ
 ROUNDING = 1e-12
-
-#: In the interpreter, or on a GPU if one is asked for.
-run_here = pytest.mark.skipif(not INTERPRETED, reason="runs in a process of its own")
-places = pytest.mark.parametrize(
-    "device",
-    [
-        pytest.param("cpu", marks=run_here),
-        pytest.param(
-            "cuda",
-            marks=[
-                pytest.mark.gpu,
-                pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="no GPU"),
-            ],
-        ),
-    ],
-)
 
 
 def make_batch() -> AtomsBatch:
@@ -80,13 +58,7 @@ def assert_equal(reference: Results, found: Results) -> None:
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process")
 def test_the_others_of_this_file_in_the_interpreter():
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-    if "only 0-dimensional arrays can be converted to Python scalars" in done.stdout:
-        pytest.skip("the interpreter of this triton does not run with this numpy")
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    run_in_interpreter(__file__)
 
 
 @places

@@ -5,6 +5,7 @@ Its bookkeeping of positions, vectors and sums costs a small molecule half of wh
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,8 +55,35 @@ class _Sums(NamedTuple):
     virial: np.ndarray
 
 
-def _versions(tensors: tuple[Tensor | None, ...]) -> list[int]:
+def versions(tensors: tuple[Tensor | None, ...]) -> list[int]:
+    """How often each was written into; not known of those made in inference mode."""
     return [0 if tensor is None else tensor._version for tensor in tensors]
+
+
+def simple(terms: Iterable[nn.Module]) -> bool:
+    """Whether all terms are constants or depend on the distances alone."""
+    return all(type(term) in CONSTANTS + OF_DISTANCES for term in terms)
+
+
+def constant_energies(
+    terms: Iterable[nn.Module],
+    numbers: Tensor,
+    system: Tensor,
+    charge: Tensor,
+    multiplicity: Tensor,
+) -> Tensor:
+    """Energies of the atoms [N] from those terms that are constants, eV, float64; charge and
+    multiplicity [B] in the dtype of the model."""
+    energies = torch.zeros(numbers.shape[0], dtype=torch.float64, device=numbers.device)
+    nowhere = charge.new_zeros(0, 3)
+    seen = TermInputs(
+        numbers, nowhere, nowhere, system, system.new_zeros(2, 0), system.new_zeros(0, 3),
+        nowhere, nowhere[:, 0], charge, multiplicity, None,
+    )  # fmt: skip
+    for term in terms:
+        if type(term) in CONSTANTS:
+            energies = energies + term(seen)
+    return energies
 
 
 class DirectPotential(Potential):
@@ -70,15 +98,13 @@ class DirectPotential(Potential):
         self, core: nn.Module, terms: tuple[nn.Module, ...] = (), scale: float = 1.0
     ) -> None:
         super().__init__(core, terms, scale)
-        self._constants = [term for term in terms if type(term) in CONSTANTS]
         self._of_distances = [term for term in terms if isinstance(term, OF_DISTANCES)]
         self._fixed: _Fixed | None = None
 
     @staticmethod
     def serves(core: nn.Module, terms: tuple[nn.Module, ...]) -> bool:
         """Whether core and terms are such that it can be built of them."""
-        plain = all(type(term) in CONSTANTS + OF_DISTANCES for term in terms)
-        return plain and isinstance(core, TensorNetInference)
+        return simple(terms) and isinstance(core, TensorNetInference)
 
     def forward(
         self,
@@ -178,25 +204,18 @@ class DirectPotential(Potential):
         if (
             last is not None
             and all(a is b for a, b in zip(last.made_of, made_of, strict=True))
-            and last.versions == _versions(made_of)
+            and last.versions == versions(made_of)
         ):
             return last
         kind = self.core.dtype
         q, m = charge.to(kind), multiplicity.to(kind)
         atoms = self.core.of_atoms(numbers, system, q, m, partial_charges)
-        energies = torch.zeros(numbers.shape[0], dtype=torch.float64)
-        nowhere = torch.zeros(0, 3, dtype=kind)
-        seen = TermInputs(
-            numbers, nowhere, nowhere, system, system.new_zeros(2, 0), system.new_zeros(0, 3),
-            nowhere, nowhere[:, 0], q, m, None,
-        )  # fmt: skip
-        for term in self._constants:
-            energies = energies + term(seen)
+        energies = constant_energies(self.terms, numbers, system, q, m)
         reach = torch.zeros(numbers.shape[0], dtype=kind)
         for term in self._of_distances:
             reach = torch.maximum(reach, term.reaches(numbers, kind))
         fixed = _Fixed(made_of, [], q, m, atoms, energies.numpy(), reach.numpy())
         if any(tensor is not None and tensor.is_inference() for tensor in made_of):
             return fixed  # these do not count what is written into them
-        self._fixed = fixed._replace(versions=_versions(made_of))
+        self._fixed = fixed._replace(versions=versions(made_of))
         return fixed

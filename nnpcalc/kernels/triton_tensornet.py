@@ -256,9 +256,43 @@ class TritonTensorNet(nn.Module):
         partial_charges: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """As `TensorNet.forward`."""
+        features = self.of_atoms(numbers, system, charge, multiplicity, partial_charges)
+        return {"energies": _Energies.apply(self, pairs, vectors, distances, *features)}
+
+    @torch.no_grad()
+    def of_atoms(
+        self,
+        numbers: Tensor,
+        system: Tensor,
+        charge: Tensor,
+        multiplicity: Tensor,
+        partial_charges: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What stays as it is while atoms move: their features as receivers and as senders [N, F]
+        and their attributes [N, A]."""
         core = self.core
-        with torch.no_grad():
-            attributes = core.attributes(system, charge, multiplicity, partial_charges)
-            state = core.embedded_state(charge, multiplicity)
-            features = core.embedding.atom_features(numbers, state, system)
-        return {"energies": _Energies.apply(self, pairs, vectors, distances, *features, attributes)}
+        attributes = core.attributes(system, charge, multiplicity, partial_charges)
+        state = core.embedded_state(charge, multiplicity)
+        return *core.embedding.atom_features(numbers, state, system), attributes
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        pairs: Tensor,
+        vectors: Tensor,
+        distances: Tensor,
+        of_atoms: tuple[Tensor, Tensor, Tensor],
+        derivative: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Energies of the atoms [N] and, if wanted, the derivative of their sum by the vectors
+        [P, 3]; no graph is made.
+
+        The list may end with pairs of a receiver N, which is no atom: they are left out, and their
+        rows of the derivative are uninitialised memory.
+        """
+        with torch.cuda.device_of(vectors):
+            evaluation = _Pass(self, (pairs, vectors, distances, *of_atoms))
+            energies = evaluation.forward()
+            if not derivative:
+                return energies, None
+            return energies, evaluation.backward(torch.ones_like(energies))

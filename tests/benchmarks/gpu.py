@@ -3,9 +3,11 @@
 Aspirin (21 atoms) and periodic water of 648, 5,184 and 98,304 atoms at about the density of the
 liquid; random weights, float32, no terms. Contestants take turns; medians of CUDA events. Ours are
 given their pairs (`list` is the time of finding them); torchmd-net and aimnet, where they are
-installed, find theirs within the call. "fused, graph" replays a captured CUDA graph: what is left
-where only the launches take time. `--variants` adds the fused path with other values of the
-constants in `nnpcalc.kernels.triton_tensornet`, which say what a program does.
+installed, find theirs within the call. "fused, graph" is what dynamics of small systems run: copies
+into the buffers of a CUDA graph, its replay and copies of the results; here whatever the number of
+atoms, to see up to how many it is faster (`MOST_ATOMS` in `nnpcalc.kernels.triton_capture`).
+`--variants` adds the fused path with other values of the constants in
+`nnpcalc.kernels.triton_tensornet`, which say what a program does.
 
 Beside each time stand the largest force error against eager float64 on the same device (up to
 `--exact-up-to` atoms), and for the fused path two rates as fractions of a copy's, measured in the
@@ -112,23 +114,16 @@ def step(potential: Potential, arguments: tuple[Any, ...]) -> Call:
     return lambda: potential(*arguments, compute_forces=True, compute_stress=False)
 
 
-def captured(call: Call) -> Call:
-    """A CUDA graph of the call, replayed."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call()
+def replayed(core: TensorNet, arguments: tuple[Any, ...]) -> Call:
+    """The fused path as a CUDA graph, recorded, for any number of atoms."""
+    from nnpcalc.kernels import triton_capture
+    from nnpcalc.kernels.triton_tensornet import TritonTensorNet
 
-    def replay() -> Any:
-        graph.replay()
-        return result
-
-    return replay
+    triton_capture.MOST_ATOMS = max(triton_capture.MOST_ATOMS, arguments[0].shape[0])
+    call = step(triton_capture.CapturedPotential(TritonTensorNet(core)), arguments)
+    for _ in range(2):
+        call()
+    return call
 
 
 def varied(call: Call, settings: str) -> Call:
@@ -262,8 +257,8 @@ def contestants(
         calls["eager"] = step(Potential(core), arguments)
     if options.device != "cpu":
         try:
-            calls["fused, graph"] = captured(fused)
-        except Exception as error:
+            calls["fused, graph"] = replayed(core, arguments)
+        except Exception as error:  # out of memory
             missing["fused, graph"] = f"{type(error).__name__}: {error}"
     for name, build in OTHERS.items():
         if importlib.util.find_spec(name) is None:
