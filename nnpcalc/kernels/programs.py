@@ -75,14 +75,15 @@ class Pace:
     """Whether several threads are worth their while just now, from how long calls have taken.
 
     The first calls take one thread, to know its pace. When several threads then take a multiple of
-    its time, one works alone for a while, and for longer each time that happens again.
+    its time, one works alone for a while, and for longer each time that happens again; but once is
+    nothing, since another program may just have gone to sleep.
     """
 
     CALIBRATION, STALLED, FIRST_BREAK, LONGEST_BREAK = 2, 3.0, 2, 4096
 
     def __init__(self) -> None:
         self._alone = self.CALIBRATION  # calls that one thread shall still take
-        self._break = self.FIRST_BREAK
+        self._break = 0
         self._compiled = False
         self._seconds_per_element = math.inf  # with one thread
 
@@ -104,9 +105,9 @@ class Pace:
             self._compiled = True
         elif seconds_per_element > self.STALLED * self._seconds_per_element:
             self._alone = self._break
-            self._break = min(2 * self._break, self.LONGEST_BREAK)
+            self._break = min(max(2 * self._break, self.FIRST_BREAK), self.LONGEST_BREAK)
         else:
-            self._break = self.FIRST_BREAK
+            self._break = 0
 
 
 def _program(function: Any, kind: str, **options: Any) -> Any:
