@@ -23,7 +23,7 @@ from nnpcalc.neighbors import (
     pair_vectors,
 )
 from nnpcalc.neighbors.pairs import accept
-from nnpcalc.neighbors.search import torch_candidates
+from nnpcalc.neighbors.search import small_and_open, torch_candidates
 from random_structures import ase_rows, assert_identical, batch_of, random_structure, rows_of
 
 ALGORITHMS = ("brute_force", "cell_list")
@@ -340,3 +340,24 @@ def test_pair_vectors_are_differentiable_and_scriptable() -> None:
             lambda x, c, f=function: f(x, c, batch.system, found.pairs, found.shifts),
             (positions, cell),
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_small_open_systems_have_an_algorithm_of_their_own(dtype: torch.dtype) -> None:
+    rng = np.random.default_rng(5)
+    structures = [random_structure(rng, 5.0, mask=0) for _ in range(8)] + [Atoms("O"), Atoms()]
+    batch = AtomsBatch.from_atoms(structures, dtype=dtype)
+    assert small_and_open(batch)
+    assert_identical(neighbor_list(batch, 5.0), by("brute_force", batch, 5.0))
+    for far in (Atoms("O"), bulk("Si", cubic=True)):
+        none = neighbor_list(AtomsBatch.from_atoms(far, dtype=dtype), 1.0)
+        assert none.n_pairs == 0 and none.vectors.shape == (0, 3)
+
+
+def test_which_batches_are_small_and_open() -> None:
+    crystal, large = (
+        bulk("Si", cubic=True),
+        Atoms("H129", positions=np.arange(387.0).reshape(-1, 3)),
+    )
+    for structure in (crystal, large):
+        assert not small_and_open(AtomsBatch.from_atoms([molecule("H2O"), structure]))

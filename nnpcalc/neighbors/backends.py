@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nnpcalc.neighbors.geometry import periodic_basis
 from nnpcalc.neighbors.pairs import NeighborList, accept, lexicographic_order, measure
-from nnpcalc.neighbors.search import torch_candidates
+from nnpcalc.neighbors.search import small_and_open, torch_candidates
 from nnpcalc.neighbors.wrapping import wrap_atoms
 
 if TYPE_CHECKING:
@@ -51,6 +51,10 @@ class _Backend:
 def find(batch: AtomsBatch, cutoff: float, backend: str) -> NeighborList:
     """The pairs of a batch with atoms that are closer than cutoff (Å)."""
     if backend == "torch":
+        if small_and_open(batch):
+            from nnpcalc.neighbors.all_pairs import all_pairs  # numba takes a while to import
+
+            return all_pairs(batch, cutoff)
         return accept(batch, torch_candidates(batch, cutoff), cutoff)
     return measure(batch, *candidates(batch, cutoff, backend), cutoff)
 

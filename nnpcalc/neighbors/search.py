@@ -1,4 +1,4 @@
-"""The torch back end: brute force where it is faster, the cell list elsewhere."""
+"""The torch back end: which algorithm is the fastest."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 
 from nnpcalc.neighbors.brute_force import brute_force_candidates
 from nnpcalc.neighbors.cell_list import cell_list_candidates
+from nnpcalc.neighbors.geometry import asking_is_free
 from nnpcalc.neighbors.pairs import Candidates
 from nnpcalc.neighbors.wrapping import Wrapped, not_finite_error, wrap_atoms
 
@@ -22,6 +23,18 @@ if TYPE_CHECKING:
 # each. On a GPU both are bound by launches, and the number is a guess.
 FEW_DISTANCES = {"cpu": 1_000_000, "cuda": 16_000_000}
 FEW_PER_ATOM = 1500
+
+# Atoms of the largest open system for which `all_pairs` is faster than either, on the CPU.
+FEW_ATOMS = 128
+
+
+def small_and_open(batch: AtomsBatch) -> bool:
+    """Whether `nnpcalc.neighbors.all_pairs` is the right algorithm for a batch."""
+    return (
+        asking_is_free(batch.device)
+        and not bool(batch.pbc.any())
+        and int(batch.counts.max()) <= FEW_ATOMS
+    )
 
 
 def torch_candidates(batch: AtomsBatch, cutoff: float, algorithm: str = "auto") -> Candidates:
