@@ -7,6 +7,7 @@ asked for, that by the pair vectors; it is written out, and autograd sees a sing
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -205,5 +206,6 @@ class TensorNetInference(nn.Module):
         """Memory for an evaluation, which `pool` wants back."""
         workers = torch.get_num_threads()
         return self.pool.lend(
-            (n_atoms, workers), lambda: Memory.room(self.parameters_of_loops, n_atoms, workers)
+            (n_atoms, workers),
+            partial(Memory.room, self.parameters_of_loops, n_atoms, workers),
         )

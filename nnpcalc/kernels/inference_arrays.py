@@ -138,8 +138,13 @@ class Memory(NamedTuple):
     scratch: Scratch
 
     @staticmethod
-    def room(net: Parameters, n_atoms: int, workers: int) -> Memory:
-        """Uninitialised, for a network, so many atoms and so many threads at work."""
+    def room(
+        net: Parameters, n_atoms: int, workers: int, pages: np.ndarray | None = None
+    ) -> tuple[Memory, np.ndarray]:
+        """Uninitialised, for a network, so many atoms and so many threads at work.
+
+        As `nnpcalc.kernels.workspace.in_one_piece`, in pages that there may be, which are returned.
+        """
         dtype, layers = net.nothing.dtype, net.tables.shape[0]
         channels, scores = net.at_zero.shape[2], net.head.sizes[2]
         n_blocks, lanes = blocks(channels, dtype)
@@ -177,7 +182,7 @@ class Memory(NamedTuple):
                 ),
             )
 
-        return in_one_piece(arrange, dtype)
+        return in_one_piece(arrange, dtype, pages)
 
 
 @njit(fastmath=EXACT)

@@ -45,6 +45,9 @@ M = TypeVar("M", bound=tuple[Any, ...])
 #: Bytes of a huge page.
 HUGE = 1 << 21
 
+#: How much larger than need be memory may be that is used again.
+SPARE = 4
+
 
 def _pages(size: int) -> np.ndarray:
     """Fresh memory, in huge pages where there are any: what was used before keeps small ones."""
@@ -58,13 +61,19 @@ def _pages(size: int) -> np.ndarray:
     return np.frombuffer(memory, np.uint8)
 
 
-def in_one_piece(arrange: Callable[[Callable[..., np.ndarray]], M], dtype: Any) -> M:
+def in_one_piece(
+    arrange: Callable[[Callable[..., np.ndarray]], M], dtype: Any, pages: np.ndarray | None
+) -> tuple[M, np.ndarray]:
     """Arrays one after the other in huge pages: small pages take a small molecule's arrays longer
     to find than to read.
 
     Args:
         arrange: makes a tuple of arrays, each by calling what it is given with a shape.
         dtype: of all of them.
+        pages: of an earlier call, which are used again if they are of about the right size.
+
+    Returns:
+        The tuple, uninitialised, and the pages that it lies in.
     """
     itemsize, sizes = np.dtype(dtype).itemsize, []
 
@@ -73,9 +82,10 @@ def in_one_piece(arrange: Callable[[Callable[..., np.ndarray]], M], dtype: Any) 
         return np.empty(0, dtype)
 
     arrange(count)
-    size = -(-sum(sizes) // HUGE) * HUGE
-    raw = _pages(size + HUGE)
-    used = -raw.ctypes.data % HUGE
+    size = -(-sum(sizes) // HUGE) * HUGE + HUGE
+    if pages is None or not size <= pages.size <= SPARE * size:
+        pages = _pages(size)
+    raw, used = pages, -pages.ctypes.data % HUGE
 
     def take(*shape: int) -> np.ndarray:
         nonlocal used
@@ -83,14 +93,7 @@ def in_one_piece(arrange: Callable[[Callable[..., np.ndarray]], M], dtype: Any) 
         used += -(-math.prod(shape) * itemsize // ALIGNMENT) * ALIGNMENT
         return raw[start : start + math.prod(shape) * itemsize].view(dtype).reshape(shape)
 
-    return arrange(take)
-
-
-def n_bytes(memory: Any) -> int:
-    """Of the arrays of a tuple, also those within tuples in it."""
-    if isinstance(memory, tuple):
-        return sum(map(n_bytes, memory))
-    return int(memory.nbytes)
+    return arrange(take), pages
 
 
 class Lent(Generic[M]):
@@ -98,11 +101,11 @@ class Lent(Generic[M]):
 
     Attributes:
         size: what they are for: atoms and threads, say.
-        arrays, n_bytes: the tuple and its size.
+        arrays, pages: the tuple, and where it lies.
     """
 
-    def __init__(self, size: tuple[int, ...], arrays: M) -> None:
-        self.size, self.arrays, self.n_bytes = size, arrays, n_bytes(arrays)
+    def __init__(self, size: tuple[int, ...], arrays: M, pages: np.ndarray) -> None:
+        self.size, self.arrays, self.pages = size, arrays, pages
 
 
 class Pool(Generic[M]):
@@ -111,8 +114,11 @@ class Pool(Generic[M]):
     def __init__(self) -> None:
         self._kept: list[Lent[M]] = []
 
-    def lend(self, size: tuple[int, ...], room: Callable[[], M]) -> Lent[M]:
-        """Arrays of this size that nobody else has; room makes them if need be."""
+    def lend(
+        self, size: tuple[int, ...], room: Callable[[np.ndarray | None], tuple[M, np.ndarray]]
+    ) -> Lent[M]:
+        """Arrays of this size that nobody else has; room makes them if need be, of pages or new."""
+        pages = None
         try:
             last = self._kept.pop()
         except IndexError:
@@ -120,11 +126,12 @@ class Pool(Generic[M]):
         else:
             if last.size == size:
                 return last
-        return Lent(size, room())
+            pages = last.pages
+        return Lent(size, *room(pages))
 
     def take_back(self, lent: Lent[M]) -> None:
         """Nobody needs these any more."""
-        if lent.n_bytes <= KEPT:
+        if lent.pages.size <= KEPT:
             self._kept[:] = [lent]
 
     def __deepcopy__(self, memo: object) -> Pool[M]:
