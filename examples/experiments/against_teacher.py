@@ -12,8 +12,9 @@ Three parts (`--parts geometry torsions dimers`), each with a table, a JSON file
   the separate monomers.
 
 The teacher is the AIMNet2 wB97M-D3 ensemble that the package Auto3D 2.3.1 carries as a TorchScript
-file (MIT licence): `pip download --no-deps Auto3D==2.3.1`, unpack, `Auto3D/models/`. The corpus is
-the one of `examples/datasets/README.md`. Needs rdkit and matplotlib.
+file (MIT licence): `pip download --no-deps Auto3D==2.3.1`, unpack, `Auto3D/models/`. In place of
+MODEL its aimnet2_wb97m-d3_0.jpt says how far one member is from all four. The corpus is the one of
+`examples/datasets/README.md`. Needs rdkit and matplotlib.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ ROTORS = {
 
 
 class Teacher(Calculator):
-    """The TorchScript ensemble as an ASE calculator; the charge is read from `Atoms.info`."""
+    """The TorchScript ensemble or one member of it as an ASE calculator.
+
+    The charge is read from `Atoms.info`.
+    """
 
     implemented_properties = ("energy", "forces")
 
@@ -67,14 +71,15 @@ class Teacher(Calculator):
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         super().calculate(atoms, properties, system_changes)
         self.charge = atoms.info.get("charge", 0)
-        output = self.model({
-            "coord": torch.tensor(atoms.positions[None], dtype=torch.float32),
-            "numbers": torch.tensor(atoms.numbers[None]),
-            "charge": torch.tensor([float(self.charge)]),
-        })  # fmt: skip
+        coord = torch.tensor(atoms.positions[None], dtype=torch.float32, requires_grad=True)
+        numbers, charge = torch.tensor(atoms.numbers[None]), torch.tensor([float(self.charge)])
+        output = self.model({"coord": coord, "numbers": numbers, "charge": charge})
+        forces = output.get("forces")
+        if forces is None:  # of one member
+            forces = -torch.autograd.grad(output["energy"].sum(), coord)[0]
         self.results = {
             "energy": float(output["energy"][0]),
-            "forces": output["forces"][0].detach().double().numpy(),
+            "forces": forces[0].detach().double().numpy(),
         }
 
 
@@ -303,7 +308,7 @@ def plot(part: str, result: dict, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("model", help="name or path of a model")
+    parser.add_argument("model", help="name or path of a model, or a .jpt of the teacher's kind")
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument(
         "--corpus", type=Path, help="directory of the npz files, for the geometries"
@@ -318,7 +323,8 @@ def main() -> None:
         parser.error("the geometries need --corpus, the directory with the validation conformers")
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    model, teacher = NNPCalculator(args.model, dtype="float64"), Teacher(args.teacher)
+    teacher, member = Teacher(args.teacher), args.model.endswith(".jpt")
+    model = Teacher(Path(args.model)) if member else NNPCalculator(args.model, dtype="float64")
     parts = {"geometry": geometry, "torsions": torsions, "dimers": dimers}
     for part in args.parts:
         begin = time.monotonic()
