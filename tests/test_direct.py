@@ -91,6 +91,24 @@ def test_another_state_or_element_is_seen():
     assert not torch.equal(*energies)
 
 
+def test_the_same_molecules_in_other_tensors_are_recognised(monkeypatch):
+    _, direct = both()
+    seen, of_atoms = [], direct.core.of_atoms
+    monkeypatch.setattr(direct.core, "of_atoms", lambda *a: seen.append(1) or of_atoms(*a))
+    first = direct.evaluate(make_batch())
+    assert torch.equal(direct.evaluate(make_batch()).forces, first.forces) and len(seen) == 1
+    batch = make_batch()
+    direct.evaluate(batch)
+    direct.evaluate(replace(batch, multiplicity=batch.multiplicity + 2))
+    direct.evaluate(AtomsBatch.concatenate(batch.split()[:-1]))
+    assert len(seen) == 3
+    first = make_batch()
+    direct.evaluate(first)  # what is kept refers to these tensors, which then change
+    first.charge[:] += 1
+    direct.evaluate(make_batch())
+    assert len(seen) == 5
+
+
 def test_who_gets_it():
     potential = make_potential()
     assert type(prepare(potential).program) is DirectPotential

@@ -47,6 +47,13 @@ class _Fixed(NamedTuple):
     reach: np.ndarray
 
 
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two tensors are one, as in dynamics, or have the same contents."""
+    if one is other or one is None or other is None:
+        return one is other
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
 class _Sums(NamedTuple):
     """Energies of the atoms [N], forces [N or 0, 3] and virial [B or 0, 3, 3], float64."""
 
@@ -198,15 +205,12 @@ class DirectPotential(Potential):
         multiplicity: Tensor,
         partial_charges: Tensor | None,
     ) -> _Fixed:
-        """Kept from the last call if it was for the very same tensors, as in dynamics."""
+        """Kept from the last call if it was for the same molecules in the same states."""
         made_of = (numbers, system, charge, multiplicity, partial_charges)
         last = self._fixed
-        if (
-            last is not None
-            and all(a is b for a, b in zip(last.made_of, made_of, strict=True))
-            and last.versions == versions(made_of)
-        ):
-            return last
+        if last is not None and last.versions == versions(last.made_of):
+            if all(map(_equal, last.made_of, made_of)):
+                return last
         kind = self.core.dtype
         q, m = charge.to(kind), multiplicity.to(kind)
         atoms = self.core.of_atoms(numbers, system, q, m, partial_charges)
