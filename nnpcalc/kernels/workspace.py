@@ -51,8 +51,9 @@ SPARE = 4
 
 def _pages(size: int) -> np.ndarray:
     """Fresh memory, in huge pages where there are any: what was used before keeps small ones."""
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
     try:
-        memory = mmap.mmap(-1, size)
+        memory = mmap.mmap(-1, size, **private)  # shared memory has small pages
     except OSError as error:
         raise MemoryError(f"{size} bytes for the features of the atoms: {error}") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
