@@ -115,3 +115,21 @@ def test_memory_from_inference_mode_serves_outside_of_it():
     second = potential.evaluate(batch)
     assert torch.equal(first["energy"], second.energy)
     assert torch.equal(second.forces, potential.evaluate(batch).forces)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_atoms_are_divided_among_any_number_of_threads(threads, monkeypatch):
+    for limit in ("SMALL_STEP", "LARGE_STEP"):
+        monkeypatch.setattr(programs, limit, 0)
+    core, batch = make_core(), make_batch()
+    alone = Potential(TensorNetInference(core)).evaluate(batch).forces
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        network = TensorNetInference(core)
+        monkeypatch.setattr("nnpcalc.kernels.inference.FEWEST", 1)
+        forces = Potential(network).evaluate(batch).forces
+        assert network.lend(batch.n_atoms).arrays.scratch.x.shape[0] == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(forces, alone)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nnpcalc.kernels import inference_pairs as walks
 from nnpcalc.kernels import inference_step as step
-from nnpcalc.kernels.inference_arrays import Memory, OfAtoms, Parameters
+from nnpcalc.kernels.inference_arrays import FEWEST, Memory, OfAtoms, Parameters
 from nnpcalc.kernels.invariance import row_block
 from nnpcalc.kernels.perceptron import Perceptron
 from nnpcalc.kernels.rows import packed, padded
@@ -204,7 +204,7 @@ class TensorNetInference(nn.Module):
 
     def lend(self, n_atoms: int) -> Lent[Memory]:
         """Memory for an evaluation, which `pool` wants back."""
-        workers = torch.get_num_threads()
+        workers = max(1, min(torch.get_num_threads(), n_atoms // FEWEST))
         return self.pool.lend(
             (n_atoms, workers),
             partial(Memory.room, self.parameters_of_loops, n_atoms, workers),

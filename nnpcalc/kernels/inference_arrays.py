@@ -20,6 +20,9 @@ from nnpcalc.kernels.workspace import in_one_piece
 #: Most atoms of a slab: with 128 channels an array of them is a tenth of a core's second cache.
 SLAB = 24
 
+#: Atoms of each thread below which fewer threads work: twice as many rows as a product takes.
+FEWEST = 12
+
 
 class Parameters(NamedTuple):
     """Of a network of L layers; matrices of the channel mixing are packed.

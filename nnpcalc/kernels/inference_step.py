@@ -7,7 +7,7 @@ atoms; here all slabs are, by one thread or several, and meet between the chains
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit, prange
@@ -15,7 +15,7 @@ from numba import njit, prange
 from nnpcalc.kernels import inference_chains as chains
 from nnpcalc.kernels.inference_arrays import Pairs
 from nnpcalc.kernels.inference_pairs import pair_vectors
-from nnpcalc.kernels.programs import composed, divided
+from nnpcalc.kernels.programs import Programs, composed, divided
 from nnpcalc.kernels.reference import keep, refer
 
 
@@ -42,6 +42,20 @@ def list_pairs(pairs, vectors, distances, n_atoms):
     )  # fmt: skip
 
 
+@njit(fastmath=False)
+def _one(m):
+    return 1
+
+
+@njit(fastmath=False)
+def _all(m):
+    return m.scratch.x.shape[0]
+
+
+#: Among how many the atoms are divided.
+workers_of: Any = Programs(_one, _all)
+
+
 @divided
 def forward_all(k, work, workers):
     for worker in prange(workers):
@@ -58,7 +72,7 @@ def backward_all(k, work, upstream, by_distance, gradient, workers):
 def forward(net, atoms, p, m):
     """m.energies; the other stages stay in m for `backward`."""
     arrays = (net, atoms, p, m)
-    work, workers = refer(arrays), m.scratch.x.shape[0]
+    work, workers = refer(arrays), workers_of(m)
     for k in range(net.tables.shape[0] + 1):
         forward_all(k, work, workers)
     keep(arrays)
@@ -68,7 +82,7 @@ def forward(net, atoms, p, m):
 def backward(net, atoms, p, m, upstream, gradient):
     """gradient [P, 3] += derivative of sum(upstream * m.energies) by the pairs' vectors."""
     arrays = (net, atoms, p, m)
-    work, workers = refer(arrays), m.scratch.x.shape[0]
+    work, workers = refer(arrays), workers_of(m)
     by_distance = np.empty_like(p.distances)
     for k in range(net.tables.shape[0], -1, -1):
         backward_all(k, work, upstream, by_distance, gradient, workers)

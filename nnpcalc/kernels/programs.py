@@ -121,18 +121,20 @@ def _program(function: Any, kind: str, **options: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class _Programs:
+class Programs:
+    """Functions of numba that `composed` programs call: the plain ones, and those with threads."""
+
     serial: Any
     parallel: Any
 
 
 def divided(function: Callable[..., None]) -> Any:
-    """A loop over threads, and plain, which `composed` programs call: ``serial``, ``parallel``.
+    """`Programs` of a loop: plain, and over threads.
 
     What the loop does belongs into a function that it calls: numba's analysis of parallel loops
     takes vectors and tuples for arrays.
     """
-    return _Programs(
+    return Programs(
         _program(function, "serial", inline="always"), _program(function, "parallel", parallel=True)
     )
 
