@@ -20,8 +20,8 @@ from nnpcalc.kernels.workspace import in_one_piece
 #: Most atoms of a slab: with 128 channels an array of them is a tenth of a core's second cache.
 SLAB = 24
 
-#: Atoms of each thread below which fewer threads work: twice as many rows as a product takes.
-FEWEST = 12
+#: Atoms of each thread below which fewer threads work.
+FEWEST = 10
 
 
 class Parameters(NamedTuple):

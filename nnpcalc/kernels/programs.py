@@ -24,7 +24,7 @@ SMALL = 200_000
 
 # The same for all loops of a step together, by the elements of the atoms' features. Up to LARGE,
 # where trying costs little, it is measured whether several threads are faster.
-SMALL_STEP, LARGE_STEP = 50_000, 2_000_000
+SMALL_STEP, LARGE_STEP = 20_000, 2_000_000
 
 
 def _start_threads() -> None:
