@@ -45,8 +45,8 @@ def neighbor_list(batch: AtomsBatch, cutoff: float, *, backend: str = "torch") -
     """All pairs of each system of a batch that are closer than a cutoff.
 
     Time and memory are linear in the atoms, for one large system and for many small ones. The torch
-    back end does small systems by brute force and the others with a cell list; the pairs are the
-    same, and `search.py` says where it changes over and what was measured.
+    back end does small systems by brute force (open ones on the CPU in a compiled loop) and the
+    others with a cell list; the pairs are the same, and `search.py` says where it changes over.
 
     Args:
         batch: N atoms of B systems.
