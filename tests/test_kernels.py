@@ -15,10 +15,11 @@ pytest.importorskip("numba")
 from nnpcalc.kernels import forms, nodes
 from nnpcalc.kernels.table import (
     TOLERANCES,
+    Grid,
+    hermite_slopes,
     hermite_weights,
     inference_tables,
     table_errors,
-    tabulate,
 )
 from nnpcalc.kernels.tensornet import FusedTensorNet
 
@@ -90,11 +91,9 @@ def test_table_error_falls_with_the_fourth_power_of_the_step():
     exact = core.layers[0].radial_functions(distances).flatten(1)
     errors = []
     for n_knots in (65, 129, 257):
-        step = core.cutoff / (n_knots - 1)
-        table = tabulate(
-            core.layers[0].radial_functions, torch.arange(n_knots, dtype=torch.float64) * step
-        )
-        w, knot = hermite_weights(distances, step, n_knots)
+        grid = Grid(core.cutoff, n_knots)
+        table = grid.table(core.layers[0].radial_functions, distances)
+        w, knot = hermite_weights(grid.places(distances), n_knots)
         rows = 2 * knot[:, None] + torch.arange(4)
         values = (w[:, :, None] * table[rows]).sum(1)
         errors.append(float((values - exact).detach().abs().max()))
@@ -110,8 +109,8 @@ def test_as_many_knots_as_the_bound_needs(dtype):
     (half,) = inference_tables([layer], 4.5, torch.float64, n_knots // 2)
     (whole,) = inference_tables([layer], 4.5, torch.float64, n_knots)
     allowed = torch.tensor(TOLERANCES[dtype], dtype=torch.float64)
-    few = table_errors(layer.radial_functions, half, 4.5 / (n_knots // 2 - 1))
-    enough = table_errors(layer.radial_functions, whole, 4.5 / (n_knots - 1))
+    few = table_errors(layer.radial_functions, half, Grid(4.5, n_knots // 2))
+    enough = table_errors(layer.radial_functions, whole, Grid(4.5, n_knots))
     assert bool((enough <= allowed).all()) and not bool((few <= allowed).all())
 
 
@@ -125,16 +124,35 @@ def test_functions_too_steep_for_a_table_are_refused():
 
 
 def test_spline_is_smooth_across_knots():
-    values = torch.linspace(1.0, 2.0, 9, dtype=torch.float64)
-    step = 0.25
-    table = torch.stack([values.sin(), values.cos() * 0.125], 1).reshape(18, 1)
+    grid = Grid(4.5, 9)
+    table = grid.table(lambda d: d.sin()[:, None, None], torch.zeros(1, dtype=torch.float64))
+    knot_4 = grid.distances(torch.tensor([4.0], dtype=torch.float64))
     for side in (-1e-9, 1e-9):
-        d = torch.tensor([1.0 + side], dtype=torch.float64, requires_grad=True)
-        w, knot = hermite_weights(d, step, 9)
+        d = (knot_4 + side).requires_grad_(True)
+        w, knot = hermite_weights(grid.places(d), 9)
+        assert int(knot) == (3 if side < 0.0 else 4)
         value = (w[:, :, None] * table[2 * knot[:, None] + torch.arange(4)]).sum()
         (slope,) = torch.autograd.grad(value, d)
-        assert float(value.detach()) == pytest.approx(float(values[4].sin()), abs=1e-8)
-        assert float(slope) == pytest.approx(float(values[4].cos()) * 0.5, abs=1e-7)
+        assert float(value.detach()) == pytest.approx(float(knot_4.sin()), abs=1e-8)
+        assert float(slope) == pytest.approx(float(knot_4.cos()), abs=1e-7)
+
+
+def test_places_run_from_the_first_knot_to_the_cutoff():
+    grid = Grid(4.5, 33)
+    knots = grid.distances(torch.arange(33, dtype=torch.float64))
+    assert float(knots[0]) == 0.0 and float(knots[-1]) == pytest.approx(4.5, abs=1e-13)
+    torch.testing.assert_close(grid.places(knots), torch.arange(33, dtype=torch.float64))
+    steps = knots.diff()
+    assert bool((steps.diff() > 0.0).all()), "finest where distances are short"
+
+
+def test_slopes_of_the_weights_are_their_derivatives():
+    grid = Grid(4.5, 17)
+    d = torch.linspace(0.1, 4.4, 40, dtype=torch.float64, requires_grad=True)
+    w, _ = hermite_weights(grid.places(d), 17)
+    derivatives = [torch.autograd.grad(w[:, k].sum(), d, retain_graph=True)[0] for k in range(4)]
+    slopes = hermite_slopes(grid.places(d), grid.per_angstrom(d), 17)
+    torch.testing.assert_close(slopes, torch.stack(derivatives, 1))
 
 
 def make_topology(n=3, p=7, knots=4) -> forms.Topology:

@@ -170,7 +170,7 @@ def test_compiles_for_a_gpu_without_having_one(kind, tmp_path, monkeypatch):
     from nnpcalc.kernels.triton_tensornet import BLOCK, CHANNELS, COMPILER, WARP, WARPS
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    over_pairs = {"F": 128, "STEP": 5 / 511, "KNOTS": 512, "BLOCK_P": WARP // CHANNELS,
+    over_pairs = {"F": 128, "SCALE": 613.2, "KNOTS": 512, "BLOCK_P": WARP // CHANNELS,
                   "BLOCK_F": CHANNELS, "SYMMETRIC": True}  # fmt: skip
     over_atoms = {"F": 128, "BLOCK": BLOCK, "LAST": kind == "fp32", "SYMMETRIC": False}
     kinds = {"pointer": "*i64", "sender": "*i64", "n_atoms": "i32", "n_pairs": "i32",

@@ -17,7 +17,7 @@ from nnpcalc.kernels import inference_step as step
 from nnpcalc.kernels.inference import TensorNetInference
 from nnpcalc.kernels.inference_arrays import OfAtoms
 from nnpcalc.kernels.inference_step import Geometry
-from nnpcalc.potential import Potential, lattices, stress_of_virial
+from nnpcalc.potential import Potential, stress_of_virial
 from nnpcalc.terms import ZBL, AtomicEnergies, StateEnergy, SystemEnergy
 from nnpcalc.terms.inputs import TermInputs
 
@@ -139,7 +139,7 @@ class DirectPotential(Potential):
         fixed = self._what_stays(numbers, system, charge, multiplicity, partial_charges)
         n_atoms, n_systems = numbers.shape[0], cell.shape[0]
         where = Geometry(
-            positions.detach().contiguous().numpy(), cell.contiguous().numpy(),
+            positions.contiguous().numpy(), cell.contiguous().numpy(),
             system.contiguous().numpy(), pairs.contiguous().numpy(), shifts.contiguous().numpy(),
             fixed.reach,
         )  # fmt: skip
@@ -179,7 +179,7 @@ class DirectPotential(Potential):
         core.pool.take_back(lent)
         return (
             core.size(n_atoms), core.parameters_of_loops, fixed.atoms, lent.arrays, self.scale,
-            fixed.energies, fixed.reach, lattices(batch).numpy(), batch.system.numpy(),
+            fixed.energies, fixed.reach, batch.lattices.numpy(), batch.system.numpy(),
         )  # fmt: skip
 
     def _add_terms(self, seen: TermInputs, where: Geometry, sums: _Sums) -> None:

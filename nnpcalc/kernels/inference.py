@@ -20,7 +20,7 @@ from nnpcalc.kernels.inference_arrays import FEWEST, Memory, OfAtoms, Parameters
 from nnpcalc.kernels.invariance import row_block
 from nnpcalc.kernels.perceptron import Perceptron
 from nnpcalc.kernels.rows import packed, padded
-from nnpcalc.kernels.table import inference_tables
+from nnpcalc.kernels.table import Grid, inference_tables
 from nnpcalc.kernels.workspace import Lent, Pool, aligned
 from nnpcalc.models.tensornet import TensorNet
 
@@ -38,6 +38,7 @@ def _parameters(core: TensorNet, tables: list[Tensor]) -> Parameters:
     embedding: Any = core.embedding
     layers: list[Any] = list(core.layers)
     dtype = tables[0].numpy().dtype
+    grid = Grid(core.cutoff, tables[0].shape[0] // 2)
     blocked = [walks.table_blocks(table.numpy()) for table in tables]
     channels = core.linear.weight.shape[0]
 
@@ -55,7 +56,7 @@ def _parameters(core: TensorNet, tables: list[Tensor]) -> Parameters:
     hidden: Any = core.output[0]
     last: Any = core.output[1]
     return Parameters(
-        grid=np.array(((tables[0].shape[0] // 2 - 1) / core.cutoff, tables[0].shape[0] // 2)),
+        grid=np.array((grid.scale, grid.n_knots)),
         table=blocked[0],
         tables=_stacked(blocked[1:], blocked[0].shape, dtype),
         mix=mixing([embedding.mix], back=False)[0],
@@ -139,7 +140,6 @@ class TensorNetInference(nn.Module):
         embedding, weight = core.embedding, core.linear.weight
         self.dtype, self.channels = weight.dtype, weight.shape[0]
         tables = inference_tables((embedding, *core.layers), self.cutoff, weight.dtype, n_knots)
-        self.n_knots = tables[0].shape[0] // 2
         self.at_zero = embedding.radial_functions(weight.new_zeros(1))[:, 0].detach()
         self.parameters_of_loops = _parameters(core, tables)
         self.pool: Pool[Memory] = Pool()

@@ -28,7 +28,7 @@ class Parameters(NamedTuple):
     """Of a network of L layers; matrices of the channel mixing are packed.
 
     Attributes:
-        grid: knots per Å, and how many there are [2].
+        grid: scale of `nnpcalc.kernels.table.Grid`, and how many knots there are [2].
         table, tables: in blocks of channels, of the embedding and of the layers [L, ...].
         mix, mix_back: of the embedding, and their transposes.
         before, before_back, after, after_back: of the layers, before and after the messages.

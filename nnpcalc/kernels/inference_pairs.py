@@ -72,24 +72,25 @@ def pair_vectors(positions, cell, system, pairs, shifts, vectors, distances):
 
 @njit(fastmath=EXACT)
 def pair_geometry(first, last, pointer, vectors, distances, grid, knot, w, dw, angular):
-    """What the pairs' vectors say, once for all stages; grid: knots per Å and how many there are.
+    """What the pairs' vectors say, once for all stages; grid as in `Parameters`.
 
     knot, w and dw as in `hermite_weights` and `hermite_slopes`, angular [P, 9] as `pair_tensors`.
     """
     for p in range(pointer[first], pointer[last]):
-        per_step, last_interval = grid[0], int(grid[1]) - 2
-        scaled = distances[p] * per_step
+        nearness = 1.0 / (distances[p] + 1.0)
+        place, last_interval = grid[0] * distances[p] * nearness, int(grid[1]) - 2
         interval = max(
-            0, min(int(scaled), last_interval)
+            0, min(int(place), last_interval)
         )  # whatever the distance: memory is not checked
-        t = scaled - interval
+        t = place - interval
         s = 1.0 - t
         knot[p] = interval
         w[p, 0], w[p, 1] = (1.0 + 2.0 * t) * s * s, t * s * s
         w[p, 2], w[p, 3] = t * t * (3.0 - 2.0 * t), -t * t * s
-        steep = 6.0 * t * s * per_step
-        dw[p, 0], dw[p, 1] = -steep, s * (s - 2.0 * t) * per_step
-        dw[p, 2], dw[p, 3] = steep, t * (t - 2.0 * s) * per_step
+        per_angstrom = grid[0] * nearness * nearness
+        steep = 6.0 * t * s * per_angstrom
+        dw[p, 0], dw[p, 1] = -steep, s * (s - 2.0 * t) * per_angstrom
+        dw[p, 2], dw[p, 3] = steep, t * (t - 2.0 * s) * per_angstrom
         inverse = -1.0 / distances[p]
         ux, uy, uz = vectors[p, 0] * inverse, vectors[p, 1] * inverse, vectors[p, 2] * inverse
         third = 1.0 / 3.0

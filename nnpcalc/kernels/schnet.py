@@ -81,13 +81,13 @@ def filter_table(core: Any, network: nn.Module, n_knots: int, step: float) -> Te
         d = d.clamp(min=1e-3)
         return (network(core.basis(d)) * cosine_cutoff(d, core.cutoff).unsqueeze(-1)).unsqueeze(1)
 
-    return tabulate(filters, knots)
+    return tabulate(filters, knots, torch.full_like(knots, step))
 
 
 def interpolation(
     distances: Tensor, pairs: Tensor, n_atoms: int, step: float, n_knots: int
 ) -> tuple[Tensor, Topology]:
     """Hermite weights [P, 4] of the pairs and where they belong."""
-    w, knot = hermite_weights(distances, step, n_knots)
+    w, knot = hermite_weights(distances / step, n_knots)
     i, j = pairs[0].contiguous().numpy(), pairs[1].contiguous().numpy()
     return w, Topology(i, j, knot.numpy(), n_atoms, n_knots)

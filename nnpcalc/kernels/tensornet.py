@@ -18,7 +18,7 @@ from nnpcalc.kernels.nodes import (
     SCALE_PARTS,
     apply,
 )
-from nnpcalc.kernels.table import hermite_weights, tabulate
+from nnpcalc.kernels.table import Grid, hermite_weights
 from nnpcalc.models.tensornet import TensorNet, pair_tensors
 
 
@@ -41,8 +41,7 @@ class FusedTensorNet(nn.Module):
         self.cutoff = core.cutoff
         self.elements = core.elements
         self.conditions_on = core.conditions_on
-        self.n_knots = n_knots
-        self.step = self.cutoff / (n_knots - 1)
+        self.grid = Grid(self.cutoff, n_knots)
         self._tables: list[Tensor] | None = None
 
     def tables(self) -> list[Tensor]:
@@ -50,9 +49,8 @@ class FusedTensorNet(nn.Module):
         if self._tables is not None:
             return self._tables
         weight = self.core.linear.weight
-        knots = torch.arange(self.n_knots, device=weight.device).to(weight.dtype) * self.step
         stages = [self.core.embedding, *self.core.layers]
-        return [tabulate(stage.radial_functions, knots) for stage in stages]
+        return [self.grid.table(stage.radial_functions, weight) for stage in stages]
 
     def freeze(self) -> FusedTensorNet:
         """Build the tables now and keep them; the parameters must not change afterwards."""
@@ -73,10 +71,11 @@ class FusedTensorNet(nn.Module):
         """As `TensorNet.forward`; pairs must be sorted by receiver."""
         core = self.core
         attributes = core.attributes(system, charge, multiplicity, partial_charges)
-        w, knot = hermite_weights(distances, self.step, self.n_knots)
+        n_knots = self.grid.n_knots
+        w, knot = hermite_weights(self.grid.places(distances), n_knots)
         tables = self.tables()
         topology = Topology(
-            pairs[0].numpy(), pairs[1].numpy(), knot.numpy(), numbers.shape[0], self.n_knots
+            pairs[0].numpy(), pairs[1].numpy(), knot.numpy(), numbers.shape[0], n_knots
         )
         state = core.embedded_state(charge, multiplicity)
         receiver, sender = core.embedding.atom_features(numbers, state, system)

@@ -218,11 +218,14 @@ def product_reverse(y, m, g, SYMMETRIC: tl.constexpr):
 
 
 @triton.jit
-def interval(distance, STEP: tl.constexpr, KNOTS: tl.constexpr):
-    """First of the four table rows around each distance, and the place within, 0 to 1."""
-    scaled = distance / STEP
-    knot = tl.minimum(tl.maximum(tl.floor(scaled), 0.0), KNOTS - 2.0)
-    return 2 * knot.to(tl.int32), scaled - knot
+def interval(distance, SCALE: tl.constexpr, KNOTS: tl.constexpr):
+    """First of the four table rows around each distance, and the place within, 0 to 1.
+
+    SCALE is that of `nnpcalc.kernels.table.Grid`.
+    """
+    place = SCALE * (distance / (distance + 1.0))
+    knot = tl.minimum(tl.maximum(tl.floor(place), 0.0), KNOTS - 2.0)
+    return 2 * knot.to(tl.int32), place - knot
 
 
 @triton.jit
@@ -233,11 +236,13 @@ def hermite(t):
 
 
 @triton.jit
-def hermite_slopes(t, STEP: tl.constexpr):
+def hermite_slopes(t, distance, SCALE: tl.constexpr):
     """Derivatives of the weights by the distance."""
-    s = 1.0 - t
-    steep = 6.0 * t * s / STEP
-    return -steep, s * (s - 2.0 * t) / STEP, steep, t * (t - 2.0 * s) / STEP
+    s, far = 1.0 - t, distance + 1.0
+    per_angstrom = SCALE / (far * far)
+    steep = 6.0 * t * s * per_angstrom
+    left, right = s * (s - 2.0 * t) * per_angstrom, t * (t - 2.0 * s) * per_angstrom
+    return -steep, left, steep, right
 
 
 @triton.jit

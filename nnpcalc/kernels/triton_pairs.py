@@ -70,7 +70,7 @@ def _direction(vectors, distance, p, here):
 @jit
 def embed_pairs(
     pointer, sender, distances, vectors, table, a, b, at_zero, out, norm, n_atoms,
-    F: tl.constexpr, STEP: tl.constexpr, KNOTS: tl.constexpr,
+    F: tl.constexpr, SCALE: tl.constexpr, KNOTS: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """out[c, i] = sum_p r_p[l(c)] (a_i + b_j) angular[p, c], with the pair of i and itself.
@@ -88,7 +88,7 @@ def embed_pairs(
         d = tl.load(distances + p, mask=here, other=0.0)
         j = tl.load(sender + p, mask=here, other=0)
         z = own[None, :] + tl.load(b + j[:, None] * F + f[None, :], mask=mask, other=0.0)
-        row, t = interval(d, STEP, KNOTS)
+        row, t = interval(d, SCALE, KNOTS)
         w = hermite(t)
         at = row[:, None] * (3 * F) + f[None, :]
         z = tl.where(mask, z, 0.0)
@@ -121,7 +121,7 @@ def embed_pairs(
 def embed_pairs_reverse(
     pointer, sender, distances, vectors, table, a, b, summed, by_norm, by_summed, slopes, gradient,
     n_atoms, n_pairs, n_slopes,
-    F: tl.constexpr, STEP: tl.constexpr, KNOTS: tl.constexpr,
+    F: tl.constexpr, SCALE: tl.constexpr, KNOTS: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """gradient[block, p] [blocks, P, 3]: what this block of channels adds to the derivative of
@@ -148,8 +148,8 @@ def embed_pairs_reverse(
         d = tl.load(distances + p, mask=here, other=0.0)
         j = tl.load(sender + p, mask=here, other=0)
         z = own[None, :] + tl.load(b + j[:, None] * F + f[None, :], mask=mask, other=0.0)
-        row, t = interval(d, STEP, KNOTS)
-        w, dw = hermite(t), hermite_slopes(t, STEP)
+        row, t = interval(d, SCALE, KNOTS)
+        w, dw = hermite(t), hermite_slopes(t, d, SCALE)
         at = row[:, None] * (3 * F) + f[None, :]
         z = tl.where(mask, z, 0.0)
         rows = rows4(table, at, mask, 3 * F)
@@ -193,7 +193,7 @@ def embed_pairs_reverse(
 @jit
 def interact(
     pointer, sender, distances, table, y, at_zero, g, message, reacted, inverse, n_atoms,
-    F: tl.constexpr, STEP: tl.constexpr, KNOTS: tl.constexpr, SYMMETRIC: tl.constexpr,
+    F: tl.constexpr, SCALE: tl.constexpr, KNOTS: tl.constexpr, SYMMETRIC: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """message[c, i] = sum_p r_p[l(c)] y[c, j_p] + at_zero[c] y[c, i], and what it does at i.
@@ -212,7 +212,7 @@ def interact(
         mask = here[:, None] & inside[None, :]
         d = tl.load(distances + p, mask=here, other=0.0)
         j = tl.load(sender + p, mask=here, other=0)
-        row, t = interval(d, STEP, KNOTS)
+        row, t = interval(d, SCALE, KNOTS)
         w = hermite(t)
         at = row[:, None] * (3 * F) + f[None, :]
         r0 = weighted(rows4(table, at, mask, 3 * F), w)
@@ -236,7 +236,7 @@ def interact(
 @jit
 def message_reverse(
     pointer, sender, distances, table, y, by_message, by_y, slopes, n_atoms, n_pairs,
-    F: tl.constexpr, STEP: tl.constexpr, KNOTS: tl.constexpr,
+    F: tl.constexpr, SCALE: tl.constexpr, KNOTS: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """Reverse of the sum over neighbours in `interact`: by_y [9, N, F] += the derivative by y;
@@ -258,8 +258,8 @@ def message_reverse(
         mask = here[:, None] & inside[None, :]
         d = tl.load(distances + p, mask=here, other=0.0)
         j = tl.load(sender + p, mask=here, other=0)
-        row, t = interval(d, STEP, KNOTS)
-        w, dw = hermite(t), hermite_slopes(t, STEP)
+        row, t = interval(d, SCALE, KNOTS)
+        w, dw = hermite(t), hermite_slopes(t, d, SCALE)
         at = row[:, None] * (3 * F) + f[None, :]
         at_j = j[:, None] * F + f[None, :]
         q0, q1, q2 = dot_parts(load9(y, at_j, size, mask), g)

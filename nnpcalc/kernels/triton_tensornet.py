@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nnpcalc.kernels import triton_nodes as nodes
 from nnpcalc.kernels import triton_pairs as pair_kernels
-from nnpcalc.kernels.table import inference_tables
+from nnpcalc.kernels.table import Grid, inference_tables
 from nnpcalc.kernels.triton_linear import Perceptron, mixed
 from nnpcalc.models.tensornet import TensorNet
 
@@ -81,7 +81,7 @@ class _Pass:
         warps = min(triton.next_power_of_2(max(ENOUGH // programs, 1)), MOST_WARPS)
         self.atoms = (self.n_atoms, self.blocks)
         self.tile: dict[str, Any] = {
-            "F": channels, "STEP": network.step, "KNOTS": network.n_knots,
+            "F": channels, "SCALE": network.grid.scale, "KNOTS": network.grid.n_knots,
             "BLOCK_P": warps * max(WARP // wide, 1), "BLOCK_F": wide, "num_warps": warps,
             **COMPILER,
         }  # fmt: skip
@@ -232,8 +232,7 @@ class TritonTensorNet(nn.Module):
         embedding = core.embedding
         stages = (embedding, *core.layers)
         tables = inference_tables(stages, self.cutoff, weight.dtype, n_knots)
-        self.n_knots = tables[0].shape[0] // 2
-        self.step = self.cutoff / (self.n_knots - 1)
+        self.grid = Grid(self.cutoff, tables[0].shape[0] // 2)
         self.table = tables[0]
         self.layers = [
             _Layer(layer, table) for layer, table in zip(core.layers, tables[1:], strict=True)
