@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnpcalc.batch import AtomsBatch
+from nnpcalc.checks import HIGHEST_ATOMIC_NUMBER
 from nnpcalc.committee import Committee, CommitteeError
 from nnpcalc.kernels.table import TableError
 from nnpcalc.neighbors import NeighborList
@@ -87,6 +88,23 @@ class Engine:
     def elements(self) -> NDArray[np.int64]:
         """Atomic numbers the model knows, ascending."""
         return np.array(sorted(self.potential.elements), dtype=np.int64)
+
+    @cached_property
+    def knows(self) -> NDArray[np.bool_]:
+        """Whether the model knows an element, by atomic number [119]."""
+        table = np.zeros(HIGHEST_ATOMIC_NUMBER + 1, dtype=bool)
+        table[self.elements] = True
+        return table
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the parameters; asking them takes as long as a neighbor list."""
+        return self.potential.dtype
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.potential.device
 
     @cached_property
     def conditions(self) -> tuple[str, ...]:

@@ -108,6 +108,26 @@ class AtomsBatch:
         zeros = torch.zeros(self.n_systems, dtype=torch.int64, device=self.device)
         return zeros.index_add_(0, self.system, torch.ones_like(self.system))
 
+    @property
+    def lattices(self) -> Tensor:
+        """[B, 3, 3], Å: the cells of periodic systems, zeros for open ones, which have none."""
+        known: Tensor | None = self.__dict__.get("_lattices")
+        if known is None:
+            known = torch.where(self.pbc.any(dim=1)[:, None, None], self.cell, 0.0)
+            if not (known.requires_grad or known.is_inference()):  # a graph is good for one use
+                self.__dict__["_lattices"] = known
+        return known
+
+    def moved(self, positions: Tensor) -> AtomsBatch:
+        """The same systems at other positions [N, 3], of the same dtype and on the same device.
+
+        Faster than `dataclasses.replace`, which checks and derives everything anew.
+        """
+        _check_tensor("positions", positions, (self.n_atoms, 3), self.dtype, self.device)
+        batch = object.__new__(AtomsBatch)
+        batch.__dict__.update(self.__dict__, positions=positions)
+        return batch
+
     @classmethod
     def from_atoms(
         cls,
@@ -189,6 +209,8 @@ class AtomsBatch:
             InputError: going to float32 with coordinates that float32 does not resolve
                 (`checks.py`).
         """
+        if dtype in (None, self.dtype) and device in (None, self.device):
+            return self
         if dtype == torch.float32 and self.dtype == torch.float64:
             self._check_precision(np.dtype("float32"))
         charges = self.partial_charges

@@ -121,7 +121,7 @@ def checked_batch(
     """
     batch = AtomsBatch.from_atoms(
         structures,
-        dtype=engine.potential.dtype,
+        dtype=engine.dtype,
         charge=charge,
         multiplicity=multiplicity,
     )
@@ -145,7 +145,7 @@ def _check_range(
     engine: Engine, atoms: Atoms, state: State, system: int | None, on_extrapolation: str
 ) -> None:
     """Elements the model knows, charges and multiplicities its card lists."""
-    unknown = ~np.isin(atoms.numbers, engine.elements)
+    unknown = ~engine.knows[atoms.numbers]
     if unknown.any():
         k = int(unknown.argmax())
         known = ", ".join(element_symbol(z) for z in engine.elements.tolist())
@@ -225,7 +225,8 @@ def unpack(
                 forces_uncertainty=None if spreads is None else spreads[rows],
             )
         )
-    if not all(np.isfinite(values).all() for values in parts.values()):  # or what nobody gets
+    # a sum is finite if all its terms are; if it is not, they are looked at, or nobody gets them
+    if not all(math.isfinite(np.add.reduce(values, axis=None)) for values in parts.values()):
         for k, result in enumerate(results):
             _check_finite(result, structures[k], None if first is None else first + k)
     return results
@@ -289,7 +290,7 @@ def evaluate_in_chunks(
     offsets = np.cumsum([0] + [len(atoms) for atoms in structures]).tolist()
     while pending:
         begin, end = pending.pop()
-        part = _slice(batch, begin, end, offsets).to(engine.potential.device)
+        part = _slice(batch, begin, end, offsets).to(engine.device)
         try:
             neighbors = neighbor_list(part, engine.potential.cutoff)
             output = engine.run(part, neighbors, forces=forces, stress=stress)
@@ -342,7 +343,7 @@ def chunks(costs: Sequence[int], limit: int) -> list[tuple[int, int]]:
 
 def pair_budget(engine: Engine) -> int:
     """Pairs in one pass that the memory surely holds."""
-    device = engine.potential.device
+    device = engine.device
     memory = float(CPU_BUDGET)
     if device.type == "cuda":
         memory = FREE_SHARE * torch.cuda.mem_get_info(device)[0]
@@ -350,11 +351,13 @@ def pair_budget(engine: Engine) -> int:
     channels = getattr(getattr(core, "config", None), "channels", 128)
     size = BYTES_PER_PAIR_AND_CHANNEL[engine.backend.name] * channels
     size = getattr(core, "pair_bytes", size)
-    return max(1, int(memory / (size * engine.potential.dtype.itemsize / 4)))
+    return max(1, int(memory / (size * engine.dtype.itemsize / 4)))
 
 
 def _slice(batch: AtomsBatch, begin: int, end: int, offsets: list[int]) -> AtomsBatch:
     """The systems begin .. end - 1 as a batch of views; `offsets` [B + 1] of their atoms."""
+    if begin == 0 and end == batch.n_systems:
+        return batch
     rows = slice(offsets[begin], offsets[end])
     charges = batch.partial_charges
     return AtomsBatch(
@@ -386,7 +389,7 @@ def _with_place(
     """The error with the place of the structure in the caller's list instead of in the pass."""
     for k in range(*chunk):
         try:
-            part = _slice(batch, k, k + 1, offsets).to(engine.potential.device)
+            part = _slice(batch, k, k + 1, offsets).to(engine.device)
             neighbor_list(part, engine.potential.cutoff)
         except ValueError as found:
             return type(error)(f"{system_label(structures[k], k)}: {found}")

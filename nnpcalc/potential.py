@@ -304,17 +304,12 @@ def dipole_moments(
     return dipole.masked_fill((cell != 0.0).flatten(1).any(dim=1, keepdim=True), float("nan"))
 
 
-def lattices(batch: AtomsBatch) -> Tensor:
-    """Cells [B, 3, 3], Å; an open system has none."""
-    return torch.where(batch.pbc.any(dim=1)[:, None, None], batch.cell, 0.0)
-
-
 def inputs(batch: AtomsBatch, neighbors: NeighborList) -> Tuple[Optional[Tensor], ...]:
     """The tensor arguments of `Potential.forward`, in its order."""
     return (
         batch.numbers,
         batch.positions,
-        lattices(batch),
+        batch.lattices,
         batch.system,
         neighbors.pairs,
         neighbors.shifts,

@@ -100,7 +100,7 @@ class ModelForceField:
         self.on_extrapolation = on_extrapolation
         self._neighbors = VerletList(self.engine.potential.cutoff, skin=skin)
         self._frame: _Frame | None = None
-        on_cpu = self.engine.potential.device.type == "cpu"
+        on_cpu = self.engine.device.type == "cpu"
         block = row_block() if self.engine.backend.name == "fused" else None
         self._one_by_one = on_cpu and reproducible and block is None
         self._block = 1
@@ -119,7 +119,7 @@ class ModelForceField:
     @property
     def device(self) -> torch.device:
         """Where the tensors of a simulation live."""
-        return self.engine.potential.device
+        return self.engine.device
 
     def batch(self, structures: Sequence[Atoms]) -> AtomsBatch:
         """Structures as the float64 batch of a simulation, after all checks of the model's range.
@@ -149,7 +149,7 @@ class ModelForceField:
         """
         frame = self._frame
         if frame is None or not frame.fits(atoms):
-            frame = _Frame.of(atoms, self.engine.potential.dtype, self._block)
+            frame = _Frame.of(atoms, self.engine.dtype, self._block)
             self._frame = frame
         batch = frame.fill(atoms)
         if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
