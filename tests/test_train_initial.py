@@ -1,14 +1,21 @@
 """Fine-tuning: starting from the weights of another model."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ase.build import molecule
 
+from nnpcalc.batch import AtomsBatch
+from nnpcalc.models.tensornet import TensorNet
+from nnpcalc.neighbors import neighbor_list
+from nnpcalc.potential import Potential, inputs
 from nnpcalc.train import Trainer, train
 from nnpcalc.train.build import baseline_of
 from nnpcalc.train.predict import evaluate
+from nnpcalc.train.widen import doubled
 from nnpcalc.weights import load_potential
 from train_corpus import CONFIG, settings, silent, write_corpus
 
@@ -94,6 +101,39 @@ def test_another_architecture_is_refused(workplace, tmp_path, changes, message):
     model = dataclasses.replace(config.model, **changes)
     with pytest.raises(ValueError, match=message):
         Trainer(dataclasses.replace(config, model=model), tmp_path)
+
+
+def test_a_wider_network_begins_as_the_same_function():
+    """And its copies of a channel do not stay copies: they get different gradients."""
+    narrow = load_potential("tensornet-spice", dtype=torch.float64)
+    core: Any = narrow.core
+    wide = TensorNet(dataclasses.replace(core.config, channels=2 * core.config.channels))
+    wide.to(torch.float64).load_state_dict(doubled(core, wide, seed=1))
+    potential = Potential(wide, tuple(narrow.terms), narrow.scale)
+    ions = molecule("CH3CH2O", info={"charge": -1}), molecule("CH3CONH2", info={"charge": 2})
+    batch = AtomsBatch.from_atoms([molecule("CH3CH2OH"), *ions])
+    one, other = narrow.evaluate(batch), potential.evaluate(batch)
+    torch.testing.assert_close(other.energy, one.energy, rtol=0, atol=1e-9)
+    torch.testing.assert_close(other.forces, one.forces, rtol=0, atol=1e-9)
+    arguments = inputs(batch, neighbor_list(batch, core.cutoff))
+    out = potential(*arguments, compute_stress=False, create_graph=True)
+    out["energy"].sum().backward()
+    gradient = wide.layers[0].mix_after.weight.grad
+    first, second = gradient.unflatten(1, (2, -1)).unbind(1)
+    assert float((first - second).abs().max()) > 1e-2 * float(first.abs().max())
+
+
+def test_a_training_goes_on_with_twice_the_channels(workplace, tmp_path):
+    config = configuration(workplace, keep_baseline=True)
+    narrow = Trainer(config, tmp_path / "narrow")
+    options = {**config.model.options, "channels": 16}
+    model = dataclasses.replace(config.model, options=options)
+    wide = Trainer(dataclasses.replace(config, model=model), tmp_path / "wide")
+    before = errors_of(narrow).energy
+    np.testing.assert_allclose(errors_of(wide).energy, before, rtol=0, atol=1e-4)
+    wide.run(silent)
+    assert wide.potential.core.config.channels == 16
+    assert not np.array_equal(errors_of(wide).energy, before)
 
 
 def test_a_new_state_embedding_starts_from_nothing(workplace, tmp_path):

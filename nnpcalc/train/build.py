@@ -15,12 +15,14 @@ from torch import nn
 from nnpcalc.cards import describe
 from nnpcalc.factory import build_potential
 from nnpcalc.kernels.fused import FUSED, fused_for_inference
+from nnpcalc.models.tensornet import TensorNet
 from nnpcalc.potential import Potential
 from nnpcalc.state import element_symbol
 from nnpcalc.terms import D3, ZBL, AtomicEnergies, Coulomb, StateEnergy
 from nnpcalc.train.config import TERMS, Config
 from nnpcalc.train.data import Baseline, Dataset, fit_baseline, index_pairs
 from nnpcalc.train.predict import evaluate
+from nnpcalc.train.widen import doubled
 from nnpcalc.weights import load_potential
 
 #: The baseline of fine-tuning is refitted on so many conformers, and on some of every element and
@@ -143,6 +145,8 @@ def load_initial(config: Config) -> tuple[Config, Potential]:
     for key, value in asked.items():
         if key == "state_embedding" and value[: len(has.get(key, []))] == list(has.get(key, [])):
             continue  # a state that the initial model does not know is learned
+        if key == "channels" and has["architecture"] == "tensornet" and value == 2 * has[key]:
+            continue  # each channel twice
         if key not in has or has[key] != value:
             raise ValueError(
                 f"initial = {name!r} has {key} = {has.get(key)!r}, [model] asks for {value!r}: its "
@@ -168,11 +172,16 @@ def load_initial(config: Config) -> tuple[Config, Potential]:
 def build_from(initial: Potential, config: Config, baseline: Baseline) -> Potential:
     """The potential of a configuration with the weights of another one's core.
 
-    A state embedding that the other one lacks adds nothing before it is trained.
+    A state embedding that the other one lacks adds nothing before it is trained, and channels that
+    it lacks are copies.
     """
     further = [copy.deepcopy(t) for t in initial.terms if isinstance(t, (Coulomb, D3))]
     potential = build(config, baseline, further)
-    weights = initial.core.state_dict()
+    narrow: Any = initial.core
+    wide: Any = potential.core
+    weights = narrow.state_dict()
+    if isinstance(narrow, TensorNet) and wide.config.channels > narrow.config.channels:
+        weights = doubled(narrow, wide, config.training.seed)
     result = potential.core.load_state_dict(weights, strict=False)
     new = [name for name in result.missing_keys if "state" in name.split(".")]
     if result.unexpected_keys or len(new) < len(result.missing_keys):
