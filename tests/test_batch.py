@@ -246,6 +246,40 @@ def test_fields_of_the_wrong_dtype() -> None:
         dataclasses.replace(batch, partial_charges=torch.zeros(2, dtype=torch.float64))
 
 
+def test_moved_is_replace_of_the_positions() -> None:
+    batch = AtomsBatch.from_atoms([molecule("H2O"), bulk("Si")], dtype=torch.float32)
+    assert batch.counts.tolist() == [3, 2]
+    moved = batch.moved(batch.positions + 1.0)
+    like = dataclasses.replace(batch, positions=batch.positions + 1.0)
+    for field in dataclasses.fields(AtomsBatch):
+        one, other = getattr(moved, field.name), getattr(like, field.name)
+        assert one is other or torch.equal(one, other)
+    assert torch.equal(moved.counts, like.counts) and torch.equal(moved.lattices, like.lattices)
+    assert not torch.equal(moved.positions, batch.positions)
+    with pytest.raises(InputError, match="positions"):
+        batch.moved(batch.positions.double())
+    with pytest.raises(InputError, match="positions"):
+        batch.moved(batch.positions[:2])
+
+
+def test_open_systems_have_no_lattice() -> None:
+    boxed = molecule("H2O", vacuum=5.0)
+    batch = AtomsBatch.from_atoms([boxed, bulk("Si")])
+    assert not batch.lattices[0].any() and torch.equal(batch.lattices[1], batch.cell[1])
+    assert batch.lattices is batch.lattices
+    for _ in range(2):  # a graph serves once
+        cell = batch.cell.clone().requires_grad_(True)
+        strained = dataclasses.replace(batch, cell=cell)
+        strained.lattices.sum().backward()
+        strained.lattices.sum().backward()
+        assert cell.grad is not None and not cell.grad[0].any() and bool((cell.grad[1] == 2).all())
+
+
+def test_to_where_it_is_costs_nothing() -> None:
+    batch = AtomsBatch.from_atoms(molecule("H2O"))
+    assert batch.to(batch.device) is batch and batch.to(dtype=batch.dtype) is batch
+
+
 def test_to_changes_only_the_floating_point_type() -> None:
     batch = AtomsBatch.from_atoms([charged("H2O", [-0.8, 0.4, 0.4])])
     single = batch.to(dtype=torch.float32)
