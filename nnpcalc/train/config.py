@@ -58,6 +58,7 @@ class TrainingConfig:
     final_energy_weight: float = 5.0  # reached at the end, in proportion to the steps done
     force_weight: float = 1.0  # on the length of the force error of an atom, per eV/Å
     charge_weight: float = 0.0  # on |error of a partial charge|, per e; for cores that return them
+    shift_weight: float = 0.0  # on the shift of a minimum, per Å; for data with soft modes
     gradient_clip: float = 10.0  # largest norm of the gradient
     ema_decay: float = 0.999  # of the running average of the weights that is validated and kept
     seed: int = 1  # of the weights and of the order of the conformers

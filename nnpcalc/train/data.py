@@ -18,9 +18,10 @@ from nnpcalc.neighbors import neighbor_list
 #: validation, above 1 for neither, -1 where the file does not say.
 Part = dict[str, np.ndarray]
 UNDECIDED = -1
-PER_ATOM = ("numbers", "positions", "forces", "partial_charges", "given_charges")
+PER_ATOM = ("numbers", "positions", "forces", "partial_charges", "given_charges", "soft_modes")
 TYPES = {"numbers": np.uint8, "positions": np.float32, "forces": np.float32, "energy": np.float64,
-         "partial_charges": np.float32, "given_charges": np.float32}  # fmt: skip
+         "partial_charges": np.float32, "given_charges": np.float32,
+         "soft_modes": np.float16}  # fmt: skip
 #: What a file may leave out; NaN then.
 OPTIONAL = ("partial_charges", "given_charges")
 
@@ -42,6 +43,9 @@ class Dataset:
         partial_charges: labels [A], float32, e; NaN where there is none, everywhere if not given.
         given_charges: input of networks that take partial charges as they are told [A], float32,
             e; NaN likewise.
+        soft_modes: directions in which a conformer near a minimum gives way [A, K, 3], float16:
+            eigenvectors of the Hessian over their eigenvalues, Å^2/eV. Zero where a conformer has
+            fewer than K; K is 0 if none has any.
     """
 
     n_atoms: np.ndarray
@@ -55,8 +59,11 @@ class Dataset:
     molecule: np.ndarray
     partial_charges: np.ndarray = None  # type: ignore[assignment]  # filled below
     given_charges: np.ndarray = None  # type: ignore[assignment]  # likewise
+    soft_modes: np.ndarray = None  # type: ignore[assignment]  # likewise
 
     def __post_init__(self) -> None:
+        if self.soft_modes is None:
+            object.__setattr__(self, "soft_modes", no_modes(self.numbers.size))
         for name in OPTIONAL:
             if getattr(self, name) is None:
                 unknown = np.full(self.numbers.size, np.nan, dtype=np.float32)
@@ -88,6 +95,11 @@ def rows_of(offsets: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return starts + np.arange(counts.sum())
 
 
+def no_modes(atoms: int, count: int = 0) -> np.ndarray:
+    """The `soft_modes` of conformers that have none."""
+    return np.zeros((atoms, count, 3), dtype=np.float16)
+
+
 def join(parts: Sequence[Part]) -> tuple[Dataset, np.ndarray]:
     """One data set of what the readers return, and the split of its conformers [M].
 
@@ -95,7 +107,7 @@ def join(parts: Sequence[Part]) -> tuple[Dataset, np.ndarray]:
     """
     if not parts:
         raise ValueError("no data file was given")
-    whole = {}
+    parts, whole = padded_modes(parts), {}
     for name in dict.fromkeys(name for part in parts for name in part):
         # a reader may leave out what is optional
         arrays = [part.get(name, np.full(part["numbers"].size, np.nan)) for part in parts]
@@ -111,12 +123,23 @@ def join(parts: Sequence[Part]) -> tuple[Dataset, np.ndarray]:
     return Dataset(**whole), split
 
 
+def padded_modes(parts: Sequence[Part]) -> list[Part]:
+    """The same with as many `soft_modes` in each as the one with most has."""
+    modes = [part.get("soft_modes", no_modes(part["numbers"].size)) for part in parts]
+    most = max(array.shape[1] for array in modes)
+    return [
+        {**part, "soft_modes": np.pad(array, ((0, 0), (0, most - array.shape[1]), (0, 0)))}
+        for part, array in zip(parts, modes, strict=True)
+    ]
+
+
 def read_npz(path: str | Path) -> Part:
     """Read one npz corpus.
 
     Its arrays: n_atoms, charge, energy, molecule, source [M] and numbers, positions, forces [A];
     if present, multiplicity [M] (else 1), split [M] (else undecided), charges [A], the labels of
-    partial charges, and given_charges [A], partial charges that the network is told.
+    partial charges, given_charges [A], partial charges that the network is told, and soft_modes
+    [A, K, 3] (see `Dataset`).
 
     Raises:
         ValueError: an array is missing, or holds a value that is not finite.
@@ -132,10 +155,9 @@ def read_npz(path: str | Path) -> Part:
         part["multiplicity"] = data.get("multiplicity", np.ones(m, dtype=np.int64))
         part["split"] = data.get("split", np.full(m, UNDECIDED)).astype(np.int64)
         part["partial_charges"] = data.get("charges", np.full(a, np.nan, dtype=np.float32))
-        if "given_charges" in data:
-            part["given_charges"] = data["given_charges"]
-    for name in ("energy", "positions", "forces"):
-        if not np.isfinite(part[name]).all():
+        part |= {name: data[name] for name in ("given_charges", "soft_modes") if name in data}
+    for name in ("energy", "positions", "forces", "soft_modes"):
+        if name in part and not np.isfinite(part[name]).all():
             raise ValueError(f"{path}: {name} holds values that are not finite")
     return part
 
@@ -263,6 +285,7 @@ class Batch:
     forces: Tensor
     partial_charges: Tensor
     given_charges: Tensor
+    soft_modes: Tensor
     rows: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
@@ -290,6 +313,7 @@ def collate(dataset: Dataset, pairs: PairIndex, rows: np.ndarray) -> Batch:
         forces=torch.from_numpy(dataset.forces[atoms]),
         partial_charges=torch.from_numpy(dataset.partial_charges[atoms]),
         given_charges=torch.from_numpy(dataset.given_charges[atoms]),
+        soft_modes=torch.from_numpy(dataset.soft_modes[atoms]),
         rows=torch.from_numpy(rows),
     )
 

@@ -103,6 +103,11 @@ class Trainer:
         self.train, self.validation = read_data(config)
         if options.charge_weight and not np.isfinite(self.train.partial_charges).any():
             raise ValueError("[training] charge_weight is set, but no atom has a partial charge")
+        if options.shift_weight and not self.train.soft_modes.any():
+            raise ValueError(
+                "[training] shift_weight is set, but no conformer has soft modes: "
+                "examples/datasets/soft_modes.py adds them to npz files"
+            )
         self.directory.mkdir(parents=True, exist_ok=True)
         content: dict[str, Any] | None = None
         self.changed: list[str] = []
@@ -210,6 +215,7 @@ class Trainer:
             energy_weight(self.progress, self.total_steps, options),
             options.force_weight,
             options.charge_weight,
+            options.shift_weight,
         )
         batch = collate(self.train, self.train_pairs, mine).to(self.device)
         with matrix_products(options.precision):

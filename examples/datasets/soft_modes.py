@@ -1,0 +1,150 @@
+"""Add to a corpus the directions in which its minima give way: for `[training] shift_weight`.
+
+    python soft_modes.py --model tensornet-spice --out modes relaxed/part-*.npz
+
+Where a minimum lies is decided by its softest modes, the turning of groups above all. They are
+few, and the forces along them small: a mean over forces hardly sees an error there, though it moves
+the minimum by tenths of an ångström. With the array ``soft_modes`` [A, 12, 3] (float16, Å^2/eV)
+training can weigh what an error of the forces dF does to the geometry, dx = H^-1 dF, with the
+Hessian H of the model that is to be taught:
+
+    dx = sum_m v_m (v_m . dF) / k_m     (eigenvectors v_m, eigenvalues k_m of H)
+
+The files are written again under the same names into another directory, with the new array. It
+holds v_m / max(|k_m|, 0.05 eV/Å^2) for the twelve softest modes of conformers on which the model,
+or the label, has no force component above ``--fmax``, and zeros for all others. Hessians are
+central differences of forces, translations and rotations projected out. A file is whole or absent,
+and a run that was stopped goes on with the next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from nnpcalc import NNPCalculator
+
+MODES = 12
+SOFTEST = 0.05  # eV/Å^2; eigenvalues count as no less
+DISPLACEMENT = 0.01  # Å
+CHUNK = 2000  # structures evaluated at once
+
+
+def read(path: Path) -> list[Atoms]:
+    """The conformers of a corpus; the largest label of a force component in `info["force"]`."""
+    with np.load(path) as data:
+        n, charge = data["n_atoms"], data["charge"]
+        numbers, positions = data["numbers"], data["positions"].astype(float)
+        largest = np.abs(data["forces"].astype(float)).max(1)
+    ends = np.cumsum(n)
+    return [
+        Atoms(
+            numbers[end - size : end], positions[end - size : end],
+            info={"charge": int(q), "force": float(largest[end - size : end].max())},
+        )
+        for size, end, q in zip(n, ends, charge, strict=True)
+    ]  # fmt: skip
+
+
+def forces_of(molecules: Sequence[Atoms], model: NNPCalculator) -> list[np.ndarray]:
+    found: list[np.ndarray] = []
+    for begin in range(0, len(molecules), CHUNK):
+        for result in model.evaluate(molecules[begin : begin + CHUNK]):
+            assert result.forces is not None
+            found.append(result.forces)
+    return found
+
+
+def hessians(molecules: Sequence[Atoms], model: NNPCalculator) -> list[np.ndarray]:
+    """Second derivatives [3n, 3n] of each, eV/Å^2, by central differences of forces."""
+    displaced = []
+    for atoms in molecules:
+        for coordinate in range(3 * len(atoms)):
+            for step in (DISPLACEMENT, -DISPLACEMENT):
+                moved = atoms.copy()
+                moved.positions.reshape(-1)[coordinate] += step
+                displaced.append(moved)
+    forces, found, begin = forces_of(displaced, model), [], 0
+    for atoms in molecules:
+        n = 3 * len(atoms)
+        pairs = np.stack(forces[begin : begin + 2 * n]).reshape(n, 2, n)
+        hessian = (pairs[:, 1] - pairs[:, 0]) / (2.0 * DISPLACEMENT)
+        found.append(0.5 * (hessian + hessian.T))
+        begin += 2 * n
+    return found
+
+
+def inner_motions(positions: np.ndarray) -> np.ndarray:
+    """An orthonormal basis [3n, K] of what is neither translation nor rotation."""
+    n = len(positions)
+    arms = positions - positions.mean(0)
+    outer = [np.tile(axis, n) for axis in np.eye(3)]
+    outer += [np.cross(axis, arms).reshape(-1) for axis in np.eye(3)]
+    left, size, _ = np.linalg.svd(np.stack(outer, 1), full_matrices=True)
+    return left[:, int((size > 1e-3 * size.max()).sum()) :]
+
+
+def soft_modes(hessian: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """The softest modes over their eigenvalues [n, 12, 3], Å^2/eV; zeros where there are fewer."""
+    basis = inner_motions(positions)
+    stiffness, vectors = np.linalg.eigh(basis.T @ hessian @ basis)
+    softest = np.argsort(np.abs(stiffness))[:MODES]
+    modes = basis @ vectors[:, softest] / np.maximum(np.abs(stiffness[softest]), SOFTEST)
+    result = np.zeros((len(positions), MODES, 3))
+    result[:, : len(softest)] = modes.reshape(len(positions), 3, -1).transpose(0, 2, 1)
+    return result
+
+
+def of_corpus(molecules: Sequence[Atoms], model: NNPCalculator, fmax: float) -> np.ndarray:
+    """The array for the conformers of a file: [A, 12, 3], float16."""
+    own = [np.abs(forces).max() for forces in forces_of(molecules, model)]
+    found = [np.zeros((len(atoms), MODES, 3)) for atoms in molecules]
+    resting = [
+        k for k, atoms in enumerate(molecules)
+        if len(atoms) > 2 and min(own[k], atoms.info["force"]) <= fmax
+    ]  # fmt: skip
+    for begin in range(0, len(resting), 20):  # a few, for their displaced copies are many
+        some = resting[begin : begin + 20]
+        for k, hessian in zip(some, hessians([molecules[k] for k in some], model), strict=True):
+            found[k] = soft_modes(hessian, molecules[k].positions)
+    return np.concatenate(found).astype(np.float16)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("files", type=Path, nargs="+", help="corpora, .npz")
+    parser.add_argument("--model", required=True, help="name or path")
+    parser.add_argument("--fmax", type=float, default=0.05, help="eV/Å, of a minimum")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    model = NNPCalculator(args.model)
+    for source in args.files:
+        path = args.out / source.name
+        if path.resolve() == source.resolve():
+            parser.error(f"{source} lies in --out: name another directory")
+        if path.exists():
+            continue
+        began = time.monotonic()
+        modes = of_corpus(read(source), model, args.fmax)
+        with np.load(source) as data:
+            arrays = {name: data[name] for name in data.files}
+        count = int(np.logical_or.reduceat(modes.any((1, 2)), np.cumsum(arrays["n_atoms"])
+                                           - arrays["n_atoms"]).sum())  # fmt: skip
+        unfinished = path.with_name(f".{path.name}")
+        np.savez_compressed(unfinished, **arrays, soft_modes=modes)
+        unfinished.replace(path)
+        seconds = time.monotonic() - began
+        print(f"{path}: {count} of {len(arrays['n_atoms'])} at rest, {seconds:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
