@@ -73,6 +73,16 @@ def test_frames_lead_downhill_to_a_minimum(corpus: Path) -> None:
         assert np.linalg.norm(forces, axis=1).max() <= 1.01 * minima.FMAX
 
 
+def test_minima_only(corpus: Path) -> None:
+    start = minima.conformers([corpus], seed=1)
+    whole = list(minima.relaxed(start, MODEL))
+    ends = list(minima.relaxed(start, MODEL, ()))
+    assert [f.info["molecule"] for f in ends] == [a.info["molecule"] for a in start]
+    for atoms in ends:
+        last = [f for f in whole if f.info["molecule"] == atoms.info["molecule"]][-1]
+        assert atoms.positions == pytest.approx(last.positions, abs=1e-9)
+
+
 def test_a_stopped_run_goes_on(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

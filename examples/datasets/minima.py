@@ -70,18 +70,20 @@ def in_one_piece(atoms: Atoms) -> bool:
     return connected_components(near)[0] == 1
 
 
-def relaxed(molecules: Sequence[Atoms], model: str) -> Iterator[Atoms]:
-    """The frames of their optimisations that are to be labelled."""
+def relaxed(
+    molecules: Sequence[Atoms], model: str, steps: Sequence[int] = PASSED
+) -> Iterator[Atoms]:
+    """The frames of their optimisations to be labelled: after so many steps, and the last."""
     passed: list[Atoms] = []
 
     def observe(_: int, step: int, atoms: Atoms) -> None:
-        if step in PASSED:
+        if step in steps:
             passed.append(atoms.copy())
 
     results = optimize(molecules, model, fmax=FMAX, steps=STEPS, observe=observe)
     yield from passed
     for result in results:
-        if np.isfinite(result.energy) and result.steps not in PASSED:
+        if np.isfinite(result.energy) and result.steps not in steps:
             yield result.atoms
 
 
@@ -91,6 +93,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="corpora, .npz")
     parser.add_argument("--count", type=int, required=True, help="molecules")
     parser.add_argument("--first", type=int, default=0, help="molecules of the order to skip")
+    parser.add_argument(
+        "--passed", type=int, nargs="*", default=PASSED, metavar="STEP",
+        help="keep the frames after these steps too; none: minima only",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
@@ -103,7 +109,7 @@ def main() -> None:
         if path.exists():
             continue
         began, frames = time.monotonic(), []
-        for atoms in relaxed(molecules[begin : begin + SHARD], args.model):
+        for atoms in relaxed(molecules[begin : begin + SHARD], args.model, args.passed):
             frame = Atoms(atoms.numbers, atoms.positions)
             frame.info = {key: atoms.info[key] for key in ("charge", "molecule")}
             frames.append(frame)
