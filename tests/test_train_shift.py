@@ -110,6 +110,15 @@ def test_modes_that_are_not_finite_are_refused(workplace: Path) -> None:
         read_corpus([workplace / "tiny.npz"])
 
 
+@pytest.mark.parametrize("cut", [np.s_[:-1], np.s_[:, 0], np.s_[:, :, :2]])
+def test_modes_of_a_wrong_shape_are_refused(workplace: Path, cut: object) -> None:
+    with np.load(workplace / "tiny.npz") as data:
+        arrays = dict(data)
+    np.savez(workplace / "tiny.npz", **{**arrays, "soft_modes": arrays["soft_modes"][cut]})
+    with pytest.raises(ValueError, match=r"soft_modes is of shape .*, not \[\d+, K, 3\]"):
+        read_corpus([workplace / "tiny.npz"])
+
+
 def test_processes_share_the_loss(workplace: Path, tmp_path: Path) -> None:
     """The parts of two processes add up to the loss of the whole batch."""
     config = settings(workplace, shift_weight=7.0)

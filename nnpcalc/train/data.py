@@ -95,9 +95,9 @@ def rows_of(offsets: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return starts + np.arange(counts.sum())
 
 
-def no_modes(atoms: int, count: int = 0) -> np.ndarray:
+def no_modes(atoms: int) -> np.ndarray:
     """The `soft_modes` of conformers that have none."""
-    return np.zeros((atoms, count, 3), dtype=np.float16)
+    return np.zeros((atoms, 0, 3), dtype=np.float16)
 
 
 def join(parts: Sequence[Part]) -> tuple[Dataset, np.ndarray]:
@@ -142,7 +142,7 @@ def read_npz(path: str | Path) -> Part:
     [A, K, 3] (see `Dataset`).
 
     Raises:
-        ValueError: an array is missing, or holds a value that is not finite.
+        ValueError: an array is missing, holds a value that is not finite, or has a wrong shape.
     """
     with np.load(path, allow_pickle=False) as data:
         needed = ("n_atoms", "charge", "energy", "molecule", "source", "numbers", "positions",
@@ -159,6 +159,9 @@ def read_npz(path: str | Path) -> Part:
     for name in ("energy", "positions", "forces", "soft_modes"):
         if name in part and not np.isfinite(part[name]).all():
             raise ValueError(f"{path}: {name} holds values that are not finite")
+    shape = part["soft_modes"].shape if "soft_modes" in part else (a, 0, 3)
+    if len(shape) != 3 or (shape[0], shape[2]) != (a, 3):
+        raise ValueError(f"{path}: soft_modes is of shape {list(shape)}, not [{a}, K, 3]")
     return part
 
 
