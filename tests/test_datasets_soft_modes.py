@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "datasets"))
 
 import soft_modes
+from model_hessian import lindh_hessian
 
 from nnpcalc import NNPCalculator
 from nnpcalc.optimizer import optimize
@@ -93,7 +94,7 @@ def test_modes_are_those_of_the_exact_hessian(methanol: Atoms) -> None:
 def test_modes_there_are(name: str, count: int) -> None:
     atoms = optimize(molecule(name), MODEL, fmax=0.01).atoms
     atoms.info["force"] = 9.0
-    found = soft_modes.of_corpus([atoms], NNPCalculator(MODEL), fmax=0.05)
+    found = soft_modes.of_resting([atoms], NNPCalculator(MODEL), fmax=0.05)
     assert int(found.any((0, 2)).sum()) == count
 
 
@@ -119,7 +120,7 @@ def test_a_file_gets_the_array_where_conformers_rest(
     line = ["soft_modes.py", str(source), "--model", MODEL, "--out", str(out)]
     monkeypatch.setattr(sys, "argv", line)
     soft_modes.main()
-    assert "2 of 3 at rest" in capsys.readouterr().out
+    assert "2 of 3 with modes" in capsys.readouterr().out
     train, _ = read_corpus([out / "part-0000.npz"])
     assert not train.soft_modes[:6].any()
     assert train.soft_modes[6:12].any((0, 2)).sum() == 12
@@ -133,8 +134,29 @@ def test_a_file_gets_the_array_where_conformers_rest(
     corpus(source, [hot], forces=0.0)
     monkeypatch.setattr(sys, "argv", [*line[:-1], str(tmp_path / "other")])
     soft_modes.main()
-    assert "1 of 1 at rest" in capsys.readouterr().out
+    assert "1 of 1 with modes" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", [*line[:-1], str(tmp_path)])
     with pytest.raises(SystemExit):
         soft_modes.main()
     assert "name another directory" in capsys.readouterr().err
+
+
+def test_without_a_model_every_conformer_gets_modes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    hot = molecule("CH3OH")
+    hot.rattle(0.1, seed=1)
+    waters = [molecule("H2O").positions + shift for shift in (0.0, 3.0)]
+    pair = Atoms("OH2OH2Ne", np.vstack([*waters, [[9.0, 9.0, 9.0]]]))
+    source, out = tmp_path / "part-0000.npz", tmp_path / "modes"
+    corpus(source, [hot, molecule("HCl"), pair])
+    monkeypatch.setattr(sys, "argv", ["soft_modes.py", str(source), "--out", str(out)])
+    soft_modes.main()
+    assert "2 of 3 with modes" in capsys.readouterr().out
+    found = read_corpus([out / "part-0000.npz"])[0].soft_modes
+    expected = soft_modes.soft_modes(lindh_hessian(hot.numbers, hot.positions), hot.positions)
+    np.testing.assert_allclose(found[:6], expected, atol=2e-3 * np.abs(expected).max())
+    assert not found[6:8].any()
+    # two waters and a lone atom: nothing holds them together, the floor bounds what they weigh
+    free = np.linalg.norm(found[8:].astype(float), axis=(0, 2))
+    assert (free[:9] == pytest.approx(1.0 / soft_modes.SOFTEST, rel=1e-2)) and free[9] < free[0]

@@ -1,6 +1,7 @@
-"""Add to a corpus the directions in which its minima give way: for `[training] shift_weight`.
+"""Add to a corpus the directions in which molecules give way: for `[training] shift_weight`.
 
     python soft_modes.py --model tensornet-spice --out modes relaxed/part-*.npz
+    python soft_modes.py --out soft spice-aimnet2-*.npz
 
 Where a minimum lies is decided by its softest modes, the turning of groups above all. They are
 few, and the forces along them small: a mean over forces hardly sees an error there, though it moves
@@ -11,10 +12,14 @@ Hessian H of the model that is to be taught:
     dx = sum_m v_m (v_m . dF) / k_m     (eigenvectors v_m, eigenvalues k_m of H)
 
 The files are written again under the same names into another directory, with the new array. It
-holds v_m / max(|k_m|, 0.05 eV/Å^2) for the twelve softest modes of conformers on which the model,
-or the label, has no force component above ``--fmax``, and zeros for all others. Hessians are
-central differences of forces, translations and rotations projected out. A file is whole or absent,
-and a run that was stopped goes on with the next.
+holds v_m / max(|k_m|, 0.05 eV/Å^2) for the twelve softest modes, translations and rotations
+projected out. With ``--model`` Hessians are central differences of its forces, a third of a second
+each, and only conformers at rest have modes, on which the model, or the label, has no force
+component above ``--fmax``; all others get zeros. Without, the model Hessian of Lindh stands in
+(`model_hessian.py`), some milliseconds, for every conformer of more than two atoms: less exact, but
+what it says along soft modes a hundred times as many conformers can teach, hot ones too.
+
+A file is whole or absent, and a run that was stopped goes on with the next.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from ase import Atoms
+from model_hessian import lindh_hessian
 
 from nnpcalc import NNPCalculator
 
@@ -101,8 +107,19 @@ def soft_modes(hessian: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return result
 
 
-def of_corpus(molecules: Sequence[Atoms], model: NNPCalculator, fmax: float) -> np.ndarray:
-    """The array for the conformers of a file: [A, 12, 3], float16."""
+def of_any(molecules: Sequence[Atoms]) -> np.ndarray:
+    """The array for the conformers of a file by the model Hessian: [A, 12, 3], float16."""
+    found = []
+    for atoms in molecules:
+        modes = np.zeros((len(atoms), MODES, 3))
+        if len(atoms) > 2:
+            modes = soft_modes(lindh_hessian(atoms.numbers, atoms.positions), atoms.positions)
+        found.append(modes.astype(np.float16))
+    return np.concatenate(found)
+
+
+def of_resting(molecules: Sequence[Atoms], model: NNPCalculator, fmax: float) -> np.ndarray:
+    """The array for the conformers of a file by the model's own Hessian: [A, 12, 3], float16."""
     own = [np.abs(forces).max() for forces in forces_of(molecules, model)]
     found = [np.zeros((len(atoms), MODES, 3)) for atoms in molecules]
     resting = [
@@ -119,14 +136,14 @@ def of_corpus(molecules: Sequence[Atoms], model: NNPCalculator, fmax: float) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("files", type=Path, nargs="+", help="corpora, .npz")
-    parser.add_argument("--model", required=True, help="name or path")
+    parser.add_argument("--model", help="name or path; none: Lindh's model Hessian, for all")
     parser.add_argument("--fmax", type=float, default=0.05, help="eV/Å, of a minimum")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    model = NNPCalculator(args.model)
+    model = NNPCalculator(args.model) if args.model else None
     for source in args.files:
         path = args.out / source.name
         if path.resolve() == source.resolve():
@@ -134,7 +151,8 @@ def main() -> None:
         if path.exists():
             continue
         began = time.monotonic()
-        modes = of_corpus(read(source), model, args.fmax)
+        molecules = read(source)
+        modes = of_resting(molecules, model, args.fmax) if model else of_any(molecules)
         with np.load(source) as data:
             arrays = {name: data[name] for name in data.files}
         count = int(np.logical_or.reduceat(modes.any((1, 2)), np.cumsum(arrays["n_atoms"])
@@ -143,7 +161,9 @@ def main() -> None:
         np.savez_compressed(unfinished, **arrays, soft_modes=modes)
         unfinished.replace(path)
         seconds = time.monotonic() - began
-        print(f"{path}: {count} of {len(arrays['n_atoms'])} at rest, {seconds:.0f} s", flush=True)
+        print(
+            f"{path}: {count} of {len(arrays['n_atoms'])} with modes, {seconds:.0f} s", flush=True
+        )
 
 
 if __name__ == "__main__":
