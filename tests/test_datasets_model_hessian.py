@@ -90,7 +90,7 @@ def test_rigid_motions_cost_nothing_and_no_motion_less() -> None:
 def test_the_softest_modes_are_those_of_a_potential() -> None:
     """The shared part of the spaces of 12 modes out of 21; random ones share 0.57."""
     found = optimize(molecule("CH3CONH2"), MODEL, dtype="float64", fmax=0.001).atoms
-    potential = soft_modes.hessians([found], NNPCalculator(MODEL, dtype="float64"))[0]
+    potential = soft_modes.hessian(found, NNPCalculator(MODEL, dtype="float64"))
     spaces = []
     for hessian in (potential, model_hessian.lindh_hessian(found.numbers, found.positions)):
         modes = soft_modes.soft_modes(hessian, found.positions)

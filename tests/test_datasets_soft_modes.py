@@ -48,7 +48,7 @@ def methanol() -> Atoms:
 def test_a_force_along_the_modes_moves_a_minimum_as_they_say(methanol: Atoms) -> None:
     """A small constant force on the hydrogen of the OH group; the molecule is relaxed under it."""
     model = NNPCalculator(MODEL, dtype="float64")
-    modes = soft_modes.soft_modes(soft_modes.hessians([methanol], model)[0], methanol.positions)
+    modes = soft_modes.soft_modes(soft_modes.hessian(methanol, model), methanol.positions)
     pull: NDArray[np.float64] = np.zeros((len(methanol), 3))
     hydrogen = int(np.argmin(methanol.get_distances(1, range(6)) + 9.0 * (methanol.numbers != 1)))
     plane = np.cross(
@@ -64,7 +64,7 @@ def test_a_force_along_the_modes_moves_a_minimum_as_they_say(methanol: Atoms) ->
     for _ in range(40):  # Newton's steps with the Hessian of the start
         relaxed.calc = model
         total = (relaxed.get_forces() + pull).reshape(-1)
-        hessian = basis.T @ soft_modes.hessians([methanol], model)[0] @ basis
+        hessian = basis.T @ soft_modes.hessian(methanol, model) @ basis
         step = basis @ np.linalg.solve(hessian, basis.T @ total)
         relaxed.positions += step.reshape(-1, 3)
         if np.abs(step).max() < 1e-6:
@@ -77,7 +77,7 @@ def test_a_force_along_the_modes_moves_a_minimum_as_they_say(methanol: Atoms) ->
 def test_modes_are_those_of_the_exact_hessian(methanol: Atoms) -> None:
     model = NNPCalculator(MODEL, dtype="float64")
     exact = model.get_hessian(methanol).reshape(18, 18)
-    assert soft_modes.hessians([methanol], model)[0] == pytest.approx(exact, abs=0.05)
+    assert soft_modes.hessian(methanol, model) == pytest.approx(exact, abs=0.05)
     modes = soft_modes.soft_modes(exact, methanol.positions)
     assert modes.shape == (6, soft_modes.MODES, 3)
     flat = modes.transpose(1, 0, 2).reshape(soft_modes.MODES, -1)

@@ -35,6 +35,8 @@ from ase import Atoms
 from model_hessian import lindh_hessian
 
 from nnpcalc import NNPCalculator
+from nnpcalc.md import ModelForceField
+from nnpcalc.normal_modes import difference_hessian
 
 MODES = 12
 SOFTEST = 0.05  # eV/Å^2; eigenvalues count as no less
@@ -67,23 +69,10 @@ def forces_of(molecules: Sequence[Atoms], model: NNPCalculator) -> list[np.ndarr
     return found
 
 
-def hessians(molecules: Sequence[Atoms], model: NNPCalculator) -> list[np.ndarray]:
-    """Second derivatives [3n, 3n] of each, eV/Å^2, by central differences of forces."""
-    displaced = []
-    for atoms in molecules:
-        for coordinate in range(3 * len(atoms)):
-            for step in (DISPLACEMENT, -DISPLACEMENT):
-                moved = atoms.copy()
-                moved.positions.reshape(-1)[coordinate] += step
-                displaced.append(moved)
-    forces, found, begin = forces_of(displaced, model), [], 0
-    for atoms in molecules:
-        n = 3 * len(atoms)
-        pairs = np.stack(forces[begin : begin + 2 * n]).reshape(n, 2, n)
-        hessian = (pairs[:, 1] - pairs[:, 0]) / (2.0 * DISPLACEMENT)
-        found.append(0.5 * (hessian + hessian.T))
-        begin += 2 * n
-    return found
+def hessian(atoms: Atoms, model: NNPCalculator) -> np.ndarray:
+    """The model's second derivatives [3n, 3n], eV/Å^2, by central differences of forces."""
+    field = ModelForceField(model)
+    return difference_hessian(field.batch([atoms]), field, DISPLACEMENT)
 
 
 def inner_motions(positions: np.ndarray) -> np.ndarray:
@@ -96,10 +85,10 @@ def inner_motions(positions: np.ndarray) -> np.ndarray:
     return left[:, int((size > 1e-3 * size.max()).sum()) :]
 
 
-def soft_modes(hessian: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def soft_modes(second_derivatives: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """The softest modes over their eigenvalues [n, 12, 3], Å^2/eV; zeros where there are fewer."""
     basis = inner_motions(positions)
-    stiffness, vectors = np.linalg.eigh(basis.T @ hessian @ basis)
+    stiffness, vectors = np.linalg.eigh(basis.T @ second_derivatives @ basis)
     softest = np.argsort(np.abs(stiffness))[:MODES]
     modes = basis @ vectors[:, softest] / np.maximum(np.abs(stiffness[softest]), SOFTEST)
     result = np.zeros((len(positions), MODES, 3))
@@ -122,14 +111,9 @@ def of_resting(molecules: Sequence[Atoms], model: NNPCalculator, fmax: float) ->
     """The array for the conformers of a file by the model's own Hessian: [A, 12, 3], float16."""
     own = [np.abs(forces).max() for forces in forces_of(molecules, model)]
     found = [np.zeros((len(atoms), MODES, 3)) for atoms in molecules]
-    resting = [
-        k for k, atoms in enumerate(molecules)
-        if len(atoms) > 2 and min(own[k], atoms.info["force"]) <= fmax
-    ]  # fmt: skip
-    for begin in range(0, len(resting), 20):  # a few, for their displaced copies are many
-        some = resting[begin : begin + 20]
-        for k, hessian in zip(some, hessians([molecules[k] for k in some], model), strict=True):
-            found[k] = soft_modes(hessian, molecules[k].positions)
+    for k, atoms in enumerate(molecules):
+        if len(atoms) > 2 and min(own[k], atoms.info["force"]) <= fmax:
+            found[k] = soft_modes(hessian(atoms, model), atoms.positions)
     return np.concatenate(found).astype(np.float16)
 
 
