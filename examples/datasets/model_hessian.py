@@ -2,7 +2,7 @@
 
 Positive semidefinite at any geometry and a matter of milliseconds: every stretch, bend and torsion
 of atoms near each other counts as a spring, of a stiffness that falls off with the distances along
-it. Of the twelve softest modes of organic molecules it finds the space they span to nine tenths.
+it. With the space of a potential's twelve softest modes its own shares 86 % (fifteen molecules).
 """
 
 from __future__ import annotations
