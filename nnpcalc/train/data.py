@@ -43,9 +43,9 @@ class Dataset:
         partial_charges: labels [A], float32, e; NaN where there is none, everywhere if not given.
         given_charges: input of networks that take partial charges as they are told [A], float32,
             e; NaN likewise.
-        soft_modes: directions in which a conformer near a minimum gives way [A, K, 3], float16:
-            eigenvectors of the Hessian over their eigenvalues, Å^2/eV. Zero where a conformer has
-            fewer than K; K is 0 if none has any.
+        soft_modes: directions in which a conformer gives way [A, K, 3], float16: eigenvectors of
+            its Hessian, or of a model of it, over their eigenvalues, Å^2/eV. Zero where a conformer
+            has fewer than K; K is 0 if none has any.
     """
 
     n_atoms: np.ndarray

@@ -46,8 +46,9 @@ def loss(output: dict[str, Tensor], batch: Batch, weights: Weights, totals: Tota
     ``s_k`` is the root-mean-square distance, Å, that the error of the forces moves the atoms of a
     conformer near a minimum, in the harmonic approximation: ``|H^-1 dF| / sqrt(N_k)`` with its
     Hessian H, of which `soft_modes` of the batch holds the softest modes. These hardly count among
-    the forces, whose errors are largest where bonds are stiff, but decide where minima lie. It is 0
-    where a conformer has no modes.
+    the forces, whose errors are largest where bonds are stiff, but decide where minima lie. Away
+    from minima, with a model Hessian, it is a weight on errors along soft directions. It is 0 where
+    a conformer has no modes.
 
     Args:
         output: of the potential: energy [B], forces [N, 3] and, for w_Q > 0, charges [N].
