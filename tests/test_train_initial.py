@@ -16,7 +16,7 @@ from nnpcalc.train import Trainer, train
 from nnpcalc.train.build import baseline_of
 from nnpcalc.train.predict import evaluate
 from nnpcalc.train.widen import doubled
-from nnpcalc.weights import load_potential
+from nnpcalc.weights import load_card, load_potential, save_potential
 from train_corpus import CONFIG, settings, silent, write_corpus
 
 
@@ -101,6 +101,51 @@ def test_another_architecture_is_refused(workplace, tmp_path, changes, message):
     model = dataclasses.replace(config.model, **changes)
     with pytest.raises(ValueError, match=message):
         Trainer(dataclasses.replace(config, model=model), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def further(workplace):
+    """A model trained on from that of the workplace, its atomic energies kept."""
+    text = CONFIG.replace("epochs = 6", "epochs = 1").replace('name = "tiny"', 'name = "further"')
+    initial = workplace / "tiny" / "model" / "tiny"
+    text = text.replace("[training]", f'[training]\ninitial = "{initial}"\nkeep_baseline = true')
+    (workplace / "further.toml").write_text(text)
+    train(workplace / "further.toml", data=workplace, output=workplace, threads=1)
+    return str(workplace / "further" / "model" / "further")
+
+
+def test_a_training_starts_at_the_mean_of_weights(workplace, tmp_path, further):
+    config = configuration(workplace, initial_average=(further,), keep_baseline=True)
+    trainer = Trainer(config, tmp_path)
+    one = dict(load_potential(workplace / "tiny" / "model" / "tiny").named_parameters())
+    other = dict(load_potential(further).named_parameters())
+    apart = 0.0
+    for name, value in trainer.potential.named_parameters():
+        mean = 0.5 * (one[name].double() + other[name].double())
+        torch.testing.assert_close(value.detach(), mean.float(), rtol=0, atol=0)
+        apart = max(apart, float((one[name] - other[name]).detach().abs().max()))
+    assert apart > 1e-3  # they are two models
+    trainer.run(silent)
+    assert trainer.step > 0
+
+
+def test_a_mean_of_models_that_differ_otherwise_is_refused(workplace, tmp_path, further):
+    shifted = load_potential(further)
+    energies = shifted.terms[0].picoelectronvolts
+    energies += energies.ne(0).to(energies.dtype)
+    card = {
+        key: load_card(further)[key] for key in ("charges", "multiplicities", "reference_method")
+    }
+    save_potential(shifted, tmp_path / "shifted", card)
+    for model, message in (
+        ("tensornet-spice", r"'tensornet-spice' has config = .* has .*: the mean of their weights"),
+        (str(tmp_path / "shifted"), "different .*picoelectronvolts, such as atomic energies"),
+        (str(workplace / "tiny" / "model" / "tiny" / "model.pt"), "TorchScript|trust"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Trainer(configuration(workplace, initial_average=(model,)), tmp_path)
+    with pytest.raises(ValueError, match="initial_average needs initial"):
+        settings(workplace, initial_average=(further,))
 
 
 def test_a_wider_network_begins_as_the_same_function():

@@ -19,6 +19,7 @@ from nnpcalc.models.tensornet import TensorNet
 from nnpcalc.potential import Potential
 from nnpcalc.state import element_symbol
 from nnpcalc.terms import D3, ZBL, AtomicEnergies, Coulomb, StateEnergy
+from nnpcalc.train.average import averaged_weights
 from nnpcalc.train.config import TERMS, Config
 from nnpcalc.train.data import Baseline, Dataset, fit_baseline, index_pairs
 from nnpcalc.train.predict import evaluate
@@ -126,10 +127,14 @@ def load_initial(config: Config) -> tuple[Config, Potential]:
     Raises:
         ValueError: the model cannot be loaded, or the configuration asks for another one.
     """
-    name = config.training.initial
-    initial = load_potential(name).requires_grad_(False)
-    if not isinstance(initial, Potential) or not hasattr(initial.core, "config"):
-        raise ValueError(f"initial = {name!r} is a TorchScript file: give the model's directory")
+    names = [config.training.initial, *config.training.initial_average]
+    models = []
+    for name in names:
+        model = load_potential(name).requires_grad_(False)
+        if not isinstance(model, Potential) or not hasattr(model.core, "config"):
+            raise ValueError(f"initial: {name!r} is a TorchScript file: give the model's directory")
+        models.append(model)
+    initial, name = averaged_weights(models, names), names[0]
     card = describe(initial)
     terms = {term["name"]: term for term in card["terms"]}
     has: dict[str, Any] = {

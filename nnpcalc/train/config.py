@@ -68,6 +68,7 @@ class TrainingConfig:
     checkpoint_minutes: float = 3.0
     tensorboard: bool = False  # also write an event file into the run's directory
     initial: str = ""  # name or path of a model whose weights are the starting point
+    initial_average: tuple[str, ...] = ()  # further models: their weights and initial's, the mean
     keep_baseline: bool = False  # with initial: keep its atomic energies, else refit them
 
     def __post_init__(self) -> None:
@@ -80,6 +81,8 @@ class TrainingConfig:
                 raise ValueError(
                     f"[training] {name} = {getattr(self, name)!r}; known are {', '.join(known)}"
                 )
+        if self.initial_average and not self.initial:
+            raise ValueError("[training] initial_average needs initial, the first of the models")
         for name in ("epochs", "atoms_per_batch", "plateau_patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"[training] {name} must be at least 1, not {getattr(self, name)}")
