@@ -129,6 +129,16 @@ def test_a_training_starts_at_the_mean_of_weights(workplace, tmp_path, further):
     assert trainer.step > 0
 
 
+def test_another_initial_takes_the_place_of_a_mean(workplace, tmp_path, further):
+    text = CONFIG.replace("epochs = 6", "epochs = 1")
+    missing = 'initial = "no/where"\ninitial_average = ["no/where/else"]'
+    (tmp_path / "tiny.toml").write_text(text.replace("[training]", f"[training]\n{missing}"))
+    train(tmp_path / "tiny.toml", data=workplace, output=tmp_path, threads=1, initial=further)
+    training = load_card(tmp_path / "tiny" / "model" / "tiny")["training"]
+    assert training["initial"] == further
+    assert training["initial_average"] == []
+
+
 def test_a_mean_of_models_that_differ_otherwise_is_refused(workplace, tmp_path, further):
     shifted = load_potential(further)
     energies = shifted.terms[0].picoelectronvolts

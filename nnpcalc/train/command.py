@@ -58,7 +58,8 @@ def train(
     files = tuple(str(Path(data) / name) for name in settings.data.files)
     settings = replace(settings, data=replace(settings.data, files=files))
     if initial is not None:
-        settings = replace(settings, training=replace(settings.training, initial=initial))
+        training = replace(settings.training, initial=initial, initial_average=())
+        settings = replace(settings, training=training)
     if threads is not None:
         torch.set_num_threads(threads)
     directory = Path(output) / settings.name
