@@ -16,6 +16,7 @@ from nnpcalc.train import Trainer, train
 from nnpcalc.train.build import baseline_of
 from nnpcalc.train.predict import evaluate
 from nnpcalc.train.widen import doubled
+from nnpcalc.verify import verify
 from nnpcalc.weights import load_card, load_potential, save_potential
 from train_corpus import CONFIG, settings, silent, write_corpus
 
@@ -127,6 +128,31 @@ def test_a_training_starts_at_the_mean_of_weights(workplace, tmp_path, further):
     assert apart > 1e-3  # they are two models
     trainer.run(silent)
     assert trainer.step > 0
+
+
+def test_the_mean_itself_becomes_a_model_without_training(workplace, tmp_path, further, capsys):
+    """With no epochs: validated and saved with a card and golden values, once more if asked."""
+    first = workplace / "tiny" / "model" / "tiny"
+    text = CONFIG.replace("epochs = 6", "epochs = 0").replace('name = "tiny"', 'name = "mean"')
+    start = f'initial = "{first}"\ninitial_average = ["{further}"]\nkeep_baseline = true'
+    (tmp_path / "mean.toml").write_text(text.replace("[training]", f"[training]\n{start}"))
+    for _ in range(2):
+        train(tmp_path / "mean.toml", data=workplace, output=tmp_path, threads=1)
+        path = tmp_path / "mean" / "model" / "mean"
+        one, other, mean = (
+            dict(load_potential(m).named_parameters()) for m in (first, further, path)
+        )
+        for name, value in mean.items():
+            expected = 0.5 * (one[name].detach().double() + other[name].detach().double())
+            torch.testing.assert_close(value.detach(), expected.float(), rtol=0, atol=0)
+    training = load_card(path)["training"]
+    assert (training["steps"], training["epochs_done"], training["epochs"]) == (0, 0, 0)
+    assert (
+        capsys.readouterr().out.count("epoch 0: validation ") == 1
+    )  # validated once, read back then
+    assert all(check.passed for check in verify(path))
+    assert len((tmp_path / "mean" / "log.csv").read_text().splitlines()) == 2
+    assert not (tmp_path / "mean" / "training.png").exists()  # there is no curve
 
 
 def test_another_initial_takes_the_place_of_a_mean(workplace, tmp_path, further):

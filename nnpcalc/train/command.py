@@ -181,7 +181,8 @@ def finish(trainer: Trainer, report: Any = print) -> None:
 
 def _plots(trainer: Trainer, errors: Errors, report: Any) -> None:
     try:
-        plot_training(trainer.directory / "log.csv", trainer.directory / "training.png")
+        if trainer.step:
+            plot_training(trainer.directory / "log.csv", trainer.directory / "training.png")
         baseline = trainer.baseline.of(trainer.validation)
         plot_parity(trainer.validation, errors, baseline, trainer.directory / "parity.png")
     except ImportError as error:  # the model is worth more than its plots

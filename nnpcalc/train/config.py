@@ -42,7 +42,7 @@ class ModelConfig:
 class TrainingConfig:
     """``[training]``: optimisation."""
 
-    epochs: int = 10
+    epochs: int = 10  # 0, with initial: validate and keep the starting point
     atoms_per_batch: int = 1400  # a batch is filled with conformers up to so many atoms,
     pairs_per_batch: int = 0  # or, above 0, up to so many pairs within the cutoff
     learning_rate: float = 1e-3  # highest, after the warm-up
@@ -83,7 +83,11 @@ class TrainingConfig:
                 )
         if self.initial_average and not self.initial:
             raise ValueError("[training] initial_average needs initial, the first of the models")
-        for name in ("epochs", "atoms_per_batch", "plateau_patience"):
+        if self.epochs < 0 or not (self.epochs or self.initial):
+            raise ValueError(
+                f"[training] epochs must be at least 1, or 0 with initial, not {self.epochs}"
+            )
+        for name in ("atoms_per_batch", "plateau_patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"[training] {name} must be at least 1, not {getattr(self, name)}")
         if not 0.0 < self.plateau_factor < 1.0:

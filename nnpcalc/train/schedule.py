@@ -37,13 +37,16 @@ class Progress:
         return replace(self, step=self.step + 1, position=self.position + 1, loss=self.loss + loss)
 
     def after_epoch(self, validation_loss: float, options: TrainingConfig) -> Progress:
-        """One more epoch with this validation loss; here the plateau schedule lowers the rate."""
+        """One more epoch, if there are any, with this validation loss.
+
+        Here the plateau schedule lowers the rate.
+        """
         better = validation_loss < self.best
         waited = 0 if better else self.waited + 1
         lower = options.schedule == "plateau" and waited >= options.plateau_patience
         return replace(
             self,
-            epoch=self.epoch + 1,
+            epoch=min(self.epoch + 1, options.epochs),  # 0 of 0: only validated
             position=0,
             loss=0.0,
             best=min(validation_loss, self.best),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, fields
@@ -268,6 +269,9 @@ class Trainer:
             lines.say(f"options changed since the checkpoint: {', '.join(self.changed)}")
         saved = time.monotonic()
         try:
+            if not (options.epochs or self.log):  # nothing to train: the starting point is it
+                lines.say(self.validate())
+                self.save()
             while not self.progress.finished(options):
                 plan = self.epoch_batches(self.epoch)
                 while self.progress.position < len(plan):
@@ -325,7 +329,8 @@ class Trainer:
             )  # fmt: skip
             value, columns = self.validation_loss(errors)
             better = value < self.progress.best
-            train_loss = self.progress.loss / max(1, self.progress.position)
+            steps = self.progress.position
+            train_loss = self.progress.loss / steps if steps else math.nan
             self.progress = self.progress.after_epoch(value, self.config.training)
             if better and self.processes.rank == 0:
                 write_atomically(self.directory / "best.pt", self.weights())
@@ -341,8 +346,9 @@ class Trainer:
         )
         if self.processes.rank == 0:
             write_csv(self.directory / "log.csv", self.log)
+        trained = f"loss {train_loss:.4f}, " if steps else ""
         return (
-            f"epoch {self.epoch}: loss {train_loss:.4f}, validation "
+            f"epoch {self.epoch}: {trained}validation "
             f"{columns['energy_mae_meV_per_atom']:.2f} meV/atom, "
             f"{columns['force_mae_meV_per_A']:.1f} meV/Å"
         )
