@@ -336,9 +336,7 @@ def save_potential(
     """
     directory = Path(directory)
     name = directory.resolve().name
-    if not _is_name(name):
-        raise WeightsError(f"the directory {name!r} is no model name: use a-z, 0-9, '.', '_', '-'")
-    full = _complete_card(potential, {**card, "name": name})
+    full = check_model_card(potential, name, card)
     # safetensors refuses views of one storage, which expanded or tied tensors are
     state = {key: value.detach().cpu().clone() for key, value in potential.state_dict().items()}
     _check_finite(state, name)
@@ -378,6 +376,23 @@ def export_torchscript(
     # The card's dtype is that of the safetensors file; the potential may have been cast since.
     given = {key: value for key, value in given.items() if key != "dtype"}
     _write(Path(path), torchscript_bytes(potential, _complete_card(potential, given), dtype))
+
+
+def check_model_card(potential: Potential, name: str, card: dict[str, Any]) -> dict[str, Any]:
+    """The whole card that `save_potential` would write, but for the hashes of the files.
+
+    Raises:
+        WeightsError: `name` is none of a model; a card that lacks a key, contradicts the potential
+            or holds what JSON cannot.
+    """
+    if not _is_name(name):
+        raise WeightsError(f"{name!r} is no model name: use a-z, 0-9, '.', '_', '-'")
+    full = _complete_card(potential, {**card, "name": name})
+    try:
+        json.dumps(full, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"the card of {name} cannot be written as JSON: {error}") from error
+    return full
 
 
 def _complete_card(potential: Potential, card: dict[str, Any]) -> dict[str, Any]:

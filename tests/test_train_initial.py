@@ -243,6 +243,7 @@ def test_an_unknown_element_is_refused(workplace, tmp_path):
     with np.load(workplace / "tiny.npz") as data:
         arrays = dict(data)
     arrays["numbers"][0] = 2
+    arrays["multiplicity"][0] = 3 - arrays["multiplicity"][0]  # one electron more
     np.savez(tmp_path / "helium.npz", **arrays)
     config = configuration(workplace)
     data = dataclasses.replace(config.data, files=(str(tmp_path / "helium.npz"),))

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, FloatingPointError, OSError, ImportError) as error:
         print(f"nnpcalc: error: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

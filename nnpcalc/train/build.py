@@ -20,6 +20,7 @@ from nnpcalc.potential import Potential
 from nnpcalc.state import element_symbol
 from nnpcalc.terms import D3, ZBL, AtomicEnergies, Coulomb, StateEnergy
 from nnpcalc.train.average import averaged_weights
+from nnpcalc.train.checks import formula
 from nnpcalc.train.config import TERMS, Config
 from nnpcalc.train.data import Baseline, Dataset, fit_baseline, index_pairs
 from nnpcalc.train.predict import evaluate
@@ -60,6 +61,21 @@ def build(
     return build_potential(config.model.architecture, terms=terms, **options)
 
 
+def check_given_charges(core: Any, dataset: Dataset) -> None:
+    """Refuse atoms without the partial charge that a core network is told.
+
+    Raises:
+        ValueError: says how many atoms, and in which conformer the first is.
+    """
+    told = np.isfinite(dataset.given_charges)
+    if "partial_charges" in core.conditions_on and not told.all():
+        row = int(np.searchsorted(dataset.offsets, np.flatnonzero(~told)[0], side="right")) - 1
+        raise ValueError(
+            f"the network is told partial charges, but {(~told).sum()} of {told.size} atoms have "
+            f"none, the first in conformer {row}: give npz files an array given_charges [A]"
+        )
+
+
 def check_states(core: Any, dataset: Dataset) -> None:
     """Refuse conformers without what a core network needs, or in states it cannot tell from others.
 
@@ -69,13 +85,7 @@ def check_states(core: Any, dataset: Dataset) -> None:
     Raises:
         ValueError: says how many conformers, which is the first, and what to do.
     """
-    told = np.isfinite(dataset.given_charges)
-    if "partial_charges" in core.conditions_on and not told.all():
-        row = int(np.searchsorted(dataset.offsets, np.flatnonzero(~told)[0], side="right")) - 1
-        raise ValueError(
-            f"the network is told partial charges, but {(~told).sum()} of {told.size} atoms have "
-            f"none, the first in conformer {row}: give npz files an array given_charges [A]"
-        )
+    check_given_charges(core, dataset)
     wrong = np.zeros(len(dataset), dtype=bool)
     lacking = []
     for name, kind, values in (
@@ -93,15 +103,9 @@ def check_states(core: Any, dataset: Dataset) -> None:
     state = f"charge {dataset.charge[row]:+d}, multiplicity {dataset.multiplicity[row]}"
     raise ValueError(
         f"{wrong.sum()} of {len(dataset)} conformers are charged or have unpaired electrons, which "
-        f"{type(core).__name__} does not see. The first is number {row}: {_formula(numbers)}, "
+        f"{type(core).__name__} does not see. The first is number {row}: {formula(numbers)}, "
         f"{state}. Leave them out, or set [model] state_embedding = {json.dumps(lacking)}"
     )
-
-
-def _formula(numbers: np.ndarray) -> str:
-    elements, counts = np.unique(numbers, return_counts=True)
-    parts = zip(map(element_symbol, elements.tolist()), counts.tolist(), strict=True)
-    return "".join(symbol + (str(n) if n > 1 else "") for symbol, n in parts)
 
 
 def accelerated(potential: Potential, n_knots: int, frozen: bool = False) -> Potential:
@@ -143,8 +147,7 @@ def load_initial(config: Config) -> tuple[Config, Potential]:
         **card["config"],
     }
     asked: dict[str, Any] = {
-        "architecture": config.model.architecture,
-        "zbl_reach": config.model.zbl_reach,
+        **{k: getattr(config.model, k) for k in ("architecture", "zbl_reach") if config.asks(k)},
         **{k: list(v) if isinstance(v, tuple) else v for k, v in config.model.options.items()},
     }
     for key, value in asked.items():
@@ -171,7 +174,13 @@ def load_initial(config: Config) -> tuple[Config, Potential]:
     if "state_energy" in terms and not config.model.state_energy:
         raise ValueError(f"initial = {name!r} has an energy of the state: set state_energy = true")
     options = {**card["config"], **config.model.options}
-    return replace(config, model=replace(config.model, options=options), terms=further), initial
+    completed = replace(
+        config.model,
+        architecture=has["architecture"],
+        zbl_reach=has["zbl_reach"],
+        options=options,
+    )
+    return replace(config, model=completed, terms=further), initial
 
 
 def build_from(initial: Potential, config: Config, baseline: Baseline) -> Potential:
@@ -238,7 +247,10 @@ def initial_baseline(initial: Potential, config: Config, dataset: Dataset) -> Ba
     errors = evaluate(fast, sample, index_pairs(sample, initial.cutoff), torch.device("cpu"))
     left = replace(sample, energy=-errors.energy)
     shift = fit_baseline(left, state=config.model.state_energy)
-    energies = {z: e + shift.atomic_energies.get(z, 0.0) for z, e in before.atomic_energies.items()}
+    energies = {
+        z: before.atomic_energies.get(z, 0.0) + shift.atomic_energies.get(z, 0.0)
+        for z in initial.elements
+    }
     a, b, c = (old + new for old, new in zip(before.state, shift.state, strict=True))
     return Baseline(energies, (a, b, c))
 

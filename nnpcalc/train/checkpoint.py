@@ -9,11 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnpcalc.train.config import Config, ModelConfig
+from nnpcalc.train.config import Config, ModelConfig, TrainingConfig
 from nnpcalc.train.data import Dataset
+
+#: Options that say where the weights come from and how they are optimised: fixed for a run.
+BEGINNING = ("initial", "initial_average", "keep_baseline", "optimizer")
 
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:
@@ -29,7 +33,7 @@ def write_atomically(path: Path, content: dict[str, Any]) -> None:
 def read_checkpoint(
     path: Path, config: Config, data: str, device: torch.device
 ) -> tuple[dict[str, Any], list[str]]:
-    """A checkpoint, and what of the training options has changed since it was written.
+    """A checkpoint, and which options have changed since it was written.
 
     Args:
         path: the file.
@@ -38,14 +42,34 @@ def read_checkpoint(
         device: where the tensors go.
 
     Raises:
-        ValueError: the checkpoint belongs to another model or to other data.
+        ValueError: it is no whole checkpoint, or belongs to another model, another beginning or
+            other data.
     """
-    content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    before, now = json.loads(content["config"]), json.loads(json.dumps(asdict(config)))
-    model = {**asdict(ModelConfig()), **before["model"]}  # options added since have their defaults
-    if model != now["model"]:
+    try:
+        content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        before = json.loads(content["config"])
+    except Exception as error:  # whatever a damaged file makes of the reader
         raise ValueError(
-            f"{path} was written by another model: {model}; train {now['model']} in a new directory"
+            f"{path} is no whole checkpoint ({type(error).__name__}: {error}): move it away to "
+            "train from the beginning"
+        ) from error
+    now = json.loads(json.dumps(asdict(config)))
+    started = json.loads(json.dumps(asdict(TrainingConfig()))) | before["training"]
+    for key in BEGINNING:
+        if started[key] != now["training"][key]:
+            raise ValueError(
+                f"{path} was begun with {key} = {started[key]!r}, not {now['training'][key]!r}: "
+                f"give the same{' (--init)' if key == 'initial' else ''}, or train in a new "
+                "directory"
+            )
+    model = {**asdict(ModelConfig()), **before["model"]}
+    if model != now["model"]:
+        old, new = (
+            ", ".join(f"{k} = {of[k]!r}" for k in model if model[k] != now["model"].get(k))
+            for of in (model, now["model"])
+        )
+        raise ValueError(
+            f"{path} was written by another model, with {old}: train {new} in a new directory"
         )
     terms = before.get("terms", {})
     if terms != now["terms"]:
@@ -59,18 +83,22 @@ def read_checkpoint(
             "[training] initial if the weights shall be kept"
         )
     changed = [
-        f"{key} = {before['training'][key]!r} -> {value!r}"
-        for key, value in now["training"].items()
-        if before["training"].get(key, value) != value
+        f"{key} = {before[section][key]!r} -> {value!r}"
+        for section in ("data", "training")
+        for key, value in now[section].items()
+        if key != "files" and before[section].get(key, value) != value  # their content is compared
     ]
     return content, changed
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """A hash of compositions, states and energies, in their order."""
+    """A hash of structures, states and labels, in their order."""
     digest = hashlib.sha256()
-    for name in ("n_atoms", "numbers", "charge", "multiplicity", "energy"):
-        digest.update(getattr(dataset, name).tobytes())
+    for name in (
+        "n_atoms", "numbers", "positions", "charge", "multiplicity", "energy", "forces",
+        "partial_charges", "given_charges", "soft_modes",
+    ):  # fmt: skip
+        digest.update(np.ascontiguousarray(getattr(dataset, name)).data)
     return digest.hexdigest()
 
 

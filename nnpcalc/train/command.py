@@ -6,6 +6,7 @@ import json
 import platform
 import sys
 import time
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from nnpcalc.evaluation import ExtrapolationWarning
 from nnpcalc.potential import Potential
-from nnpcalc.train.build import accelerated, baseline_of
+from nnpcalc.train.build import accelerated, baseline_of, check_states
 from nnpcalc.train.config import Config, read_config
 from nnpcalc.train.data import UNDECIDED, Dataset, fit_baseline, index_pairs
 from nnpcalc.train.predict import Errors, evaluate
@@ -60,8 +62,7 @@ def train(
     if initial is not None:
         training = replace(settings.training, initial=initial, initial_average=())
         settings = replace(settings, training=training)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    _use_threads(threads)
     directory = Path(output) / settings.name
     processes, device = join(device)
 
@@ -107,15 +108,22 @@ def evaluate_model(
         json_file: file for the table.
 
     Raises:
-        ValueError: the chosen split is empty, or the model does not know an element of it.
+        ValueError: the chosen split is empty, or the model does not know an element of it or cannot
+            tell its states.
+
+    Warns:
+        ExtrapolationWarning: of charges and multiplicities that the model's card does not list.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
+    _use_threads(threads)
     dataset, split = _chosen(files, labels or {}, split)
     potential = load_potential(model, device=device, dtype=dtype).requires_grad_(False)
     unknown = sorted(set(np.unique(dataset.numbers).tolist()) - set(potential.elements))
     if unknown:
         raise ValueError(f"{model} does not know the atomic numbers {unknown} of the data")
+    if isinstance(potential, Potential):
+        check_states(potential.core, dataset)
+    card: Any = potential.card
+    _warn_about_states(model, card or {}, dataset)
     pairs = index_pairs(dataset, potential.cutoff)
     fast = accelerated(potential, n_knots=512, frozen=True)
     errors = evaluate(fast, dataset, pairs, torch.device(device))
@@ -133,6 +141,31 @@ def evaluate_model(
         }
         Path(json_file).write_text(json.dumps(content, indent=1) + "\n")
     return rows
+
+
+def _use_threads(count: int | None) -> None:
+    if count is None:
+        return
+    if count < 1:
+        raise ValueError(f"threads must be at least 1, not {count}")
+    torch.set_num_threads(count)
+
+
+def _warn_about_states(model: str | Path, card: dict[str, Any], dataset: Dataset) -> None:
+    """Say which conformers are in states that the model's card does not list."""
+    for name, listed, values in (
+        ("charge", "charges", dataset.charge),
+        ("multiplicity", "multiplicities", dataset.multiplicity),
+    ):
+        foreign = sorted(set(values.tolist()) - set(card.get(listed) or values.tolist()))
+        if foreign:
+            warnings.warn(
+                f"{np.isin(values, foreign).sum()} of {len(dataset)} conformers have {name} "
+                f"{', '.join(map(str, foreign))}, outside of what {model} was trained on, {name} "
+                f"{', '.join(map(str, sorted(card[listed])))}",
+                ExtrapolationWarning,
+                stacklevel=3,
+            )
 
 
 def _chosen(
@@ -192,9 +225,7 @@ def _plots(trainer: Trainer, errors: Errors, report: Any) -> None:
 def _card(trainer: Trainer, potential: Potential, rows: list[Row]) -> dict[str, Any]:
     config: Config = trainer.config
     return {
-        **config.card,
-        "charges": sorted({int(q) for q in trainer.train.charge}),
-        "multiplicities": sorted({int(m) for m in trainer.train.multiplicity}),
+        **trainer.card(),
         "training": {
             **asdict(config.training),
             "conformers": len(trainer.train),
@@ -217,15 +248,16 @@ def golden_structures(trainer: Trainer) -> list[Any]:
 
     dataset = trainer.validation
     chosen: dict[tuple[int, int, str], int] = {}
-    for row in np.argsort(dataset.n_atoms, kind="stable"):
+    tiny = dataset.n_atoms < 4  # these tell less: only where there is nothing else
+    for row in np.lexsort((dataset.n_atoms, tiny)):
         key = (int(dataset.charge[row]), int(dataset.multiplicity[row]), str(dataset.source[row]))
-        if dataset.n_atoms[row] >= 4:
-            chosen.setdefault(key, int(row))
+        chosen.setdefault(key, int(row))
     structures = []
     for row in sorted(chosen.values())[:16]:
         atoms = slice(dataset.offsets[row], dataset.offsets[row + 1])
         info = {"charge": int(dataset.charge[row]), "spin": int(dataset.multiplicity[row])}
-        structures.append(
-            Atoms(dataset.numbers[atoms], positions=dataset.positions[atoms], info=info)
-        )
+        structure = Atoms(dataset.numbers[atoms], positions=dataset.positions[atoms], info=info)
+        if np.isfinite(dataset.given_charges[atoms]).all():
+            structure.arrays["partial_charges"] = dataset.given_charges[atoms].astype(np.float64)
+        structures.append(structure)
     return structures

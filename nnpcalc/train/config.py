@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -27,10 +29,25 @@ class DataConfig:
     #: How often an epoch shows the conformers of a charge, by the charge as a string; else once.
     repeats: dict[str, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for file in self.files:
+            if not isinstance(file, str):
+                raise ValueError(f"[data] files must be names, not {file!r}")
+        if not self.max_force > 0.0:
+            raise ValueError(f"[data] max_force must be above 0, not {self.max_force}")
+        for charge, times in self.repeats.items():
+            if re.fullmatch(r"[+-]?[0-9]+", charge) is None:
+                raise ValueError(f'[data] repeats is by charge, such as "-1", not {charge!r}')
+            if type(times) is not int or times < 0:
+                raise ValueError(f"[data] repeats: {charge} = {times!r} is no number of times")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """``[model]``: architecture, its options, and the terms beside it."""
+    """``[model]``: architecture, its options, and the terms beside it.
+
+    What a fine-tuning does not ask for, it takes from the initial model.
+    """
 
     architecture: str = "tensornet"
     zbl_reach: float = 0.8  # fraction of the covalent distance; 0 leaves the term out
@@ -59,7 +76,7 @@ class TrainingConfig:
     force_weight: float = 1.0  # on the length of the force error of an atom, per eV/Å
     charge_weight: float = 0.0  # on |error of a partial charge|, per e; for cores that return them
     shift_weight: float = 0.0  # on the shift of a minimum, per Å; for data with soft modes
-    gradient_clip: float = 10.0  # largest norm of the gradient
+    gradient_clip: float = 10.0  # largest norm of the gradient; 0: any
     ema_decay: float = 0.999  # of the running average of the weights that is validated and kept
     seed: int = 1  # of the weights and of the order of the conformers
     knots: int = 512  # radial table of the fused path; 0 trains through the eager network
@@ -90,6 +107,19 @@ class TrainingConfig:
         for name in ("atoms_per_batch", "plateau_patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"[training] {name} must be at least 1, not {getattr(self, name)}")
+        for name in (
+            "learning_rate", "final_learning_rate", "weight_decay", "energy_weight",
+            "final_energy_weight", "force_weight", "charge_weight", "shift_weight",
+            "gradient_clip", "warmup_steps", "patience", "validation_atoms", "pairs_per_batch",
+            "checkpoint_minutes",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not 0.0 <= value < math.inf:
+                raise ValueError(f"[training] {name} must be a number from 0 up, not {value}")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"[training] ema_decay must lie in [0, 1), not {self.ema_decay}")
+        if self.knots and self.knots < 16:
+            raise ValueError(f"[training] knots must be 0 or at least 16, not {self.knots}")
         if not 0.0 < self.plateau_factor < 1.0:
             raise ValueError(
                 f"[training] plateau_factor must lie between 0 and 1, not {self.plateau_factor}"
@@ -110,6 +140,12 @@ class Config:
     training: TrainingConfig
     card: dict[str, Any] = field(default_factory=dict)  # copied into the model's card
     terms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()  # options of [model] that the file sets, be it to their defaults
+
+    def asks(self, option: str) -> bool:
+        """Whether an option of `ModelConfig` was set."""
+        value = getattr(self.model, option)
+        return option in self.asked or value != getattr(ModelConfig(), option)
 
     def __post_init__(self) -> None:
         for name, settings in self.terms.items():
@@ -135,12 +171,16 @@ def read_config(path: str | Path) -> Config:
             content = tomllib.load(file)
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path} is not valid TOML: {error}") from error
-    unknown = sorted(set(content) - {"name", "model", "terms", "data", "training", "card"})
+    sections = {"model", "terms", "data", "training", "card"}
+    unknown = sorted(set(content) - {"name", *sections})
     if unknown or "name" not in content:
         raise ValueError(
             f"{path}: needs a name and the sections [model], [terms], [data], [training], [card]; "
             f"found {', '.join(sorted(content))}"
         )
+    for section in sorted(sections & set(content)):
+        if not isinstance(content[section], dict):
+            raise ValueError(f"{path}: {section} must be a section, [{section}], not a value")
     model = dict(content.get("model", {}))
     own = {f.name for f in fields(ModelConfig)} - {"options"}
     chosen = {key: model.pop(key) for key in sorted(own & set(model))}
@@ -151,6 +191,7 @@ def read_config(path: str | Path) -> Config:
         training=_section(TrainingConfig, content.get("training", {}), "training"),
         card=dict(content.get("card", {})),
         terms=dict(content.get("terms", {})),
+        asked=tuple(chosen),
     )
 
 

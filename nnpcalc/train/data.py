@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from nnpcalc.batch import AtomsBatch
 from nnpcalc.neighbors import neighbor_list
+from nnpcalc.train.checks import check_arrays, check_multiplicity, electrons
 
 #: What a reader returns: the fields of a `Dataset`, and "split" [M]: 0 for training, 1 for
 #: validation, above 1 for neither, -1 where the file does not say.
@@ -24,6 +26,12 @@ TYPES = {"numbers": np.uint8, "positions": np.float32, "forces": np.float32, "en
          "soft_modes": np.float16}  # fmt: skip
 #: What a file may leave out; NaN then.
 OPTIONAL = ("partial_charges", "given_charges")
+#: What an npz file must hold, and what it may hold, by the name that it has here.
+NEEDED = ("n_atoms", "charge", "energy", "molecule", "source", "numbers", "positions", "forces")
+FURTHER = {
+    "multiplicity": "multiplicity", "split": "split", "charges": "partial_charges",
+    "given_charges": "given_charges", "soft_modes": "soft_modes",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -137,31 +145,34 @@ def read_npz(path: str | Path) -> Part:
     """Read one npz corpus.
 
     Its arrays: n_atoms, charge, energy, molecule, source [M] and numbers, positions, forces [A];
-    if present, multiplicity [M] (else 1), split [M] (else undecided), charges [A], the labels of
-    partial charges, given_charges [A], partial charges that the network is told, and soft_modes
-    [A, K, 3] (see `Dataset`).
+    if present, multiplicity [M] (else the lowest possible), split [M] (else undecided), charges
+    [A], the labels of partial charges, given_charges [A], partial charges that the network is told,
+    and soft_modes [A, K, 3] (see `Dataset`).
 
     Raises:
-        ValueError: an array is missing, holds a value that is not finite, or has a wrong shape.
+        ValueError: it is no such file; an array is missing, has a wrong shape or holds a value that
+            is not finite; a conformer is in a state that cannot exist.
     """
-    with np.load(path, allow_pickle=False) as data:
-        needed = ("n_atoms", "charge", "energy", "molecule", "source", "numbers", "positions",
-                  "forces")  # fmt: skip
-        missing = [name for name in needed if name not in data]
-        if missing:
-            raise ValueError(f"{path} lacks the arrays {', '.join(missing)}")
-        part = {name: data[name] for name in needed}
-        m, a = part["n_atoms"].size, part["numbers"].size
-        part["multiplicity"] = data.get("multiplicity", np.ones(m, dtype=np.int64))
-        part["split"] = data.get("split", np.full(m, UNDECIDED)).astype(np.int64)
-        part["partial_charges"] = data.get("charges", np.full(a, np.nan, dtype=np.float32))
-        part |= {name: data[name] for name in ("given_charges", "soft_modes") if name in data}
-    for name in ("energy", "positions", "forces", "soft_modes"):
-        if name in part and not np.isfinite(part[name]).all():
-            raise ValueError(f"{path}: {name} holds values that are not finite")
-    shape = part["soft_modes"].shape if "soft_modes" in part else (a, 0, 3)
-    if len(shape) != 3 or (shape[0], shape[2]) != (a, 3):
-        raise ValueError(f"{path}: soft_modes is of shape {list(shape)}, not [{a}, K, 3]")
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            arrays = {name: data[name] for name in (*NEEDED, *FURTHER) if name in data}
+    except (EOFError, BadZipFile, TypeError) as error:
+        raise ValueError(f"{path} is no npz file, or not all of one: {error}") from error
+    missing = [name for name in NEEDED if name not in arrays]
+    if missing:
+        raise ValueError(f"{path} lacks the arrays {', '.join(missing)}")
+    part = {FURTHER.get(name, name): array for name, array in arrays.items()}
+    for name in ("molecule", "source"):
+        if part[name].dtype.kind == "S":
+            part[name] = np.char.decode(part[name])
+    check_arrays(part, path)
+    part.setdefault("split", np.full(part["n_atoms"].size, UNDECIDED))
+    if part["n_atoms"].size:
+        part.setdefault("multiplicity", 1 + electrons(part) % 2)
+        check_multiplicity(part, path)
+    part.setdefault("multiplicity", np.ones(0, dtype=np.int64))
+    part.setdefault("partial_charges", np.full(part["numbers"].size, np.nan, dtype=np.float32))
+    part["split"] = part["split"].astype(np.int64)
     return part
 
 
@@ -222,6 +233,8 @@ def fit_baseline(dataset: Dataset, trim: float = 0.02, state: bool = True) -> Ba
         fit, *_ = np.linalg.lstsq(design[keep], dataset.energy[keep], rcond=1e-10)
         residual = np.abs(dataset.energy - design @ fit) / dataset.n_atoms
         keep = residual <= np.quantile(residual, 1.0 - trim)
+        lost = design.any(axis=0) & ~design[keep].any(axis=0)  # elements and states only in those
+        keep |= design[:, lost].any(axis=1)
     energies = {int(z): float(e) for z, e in zip(elements, fit, strict=False)}
     return Baseline(energies, (float(fit[-3]), float(fit[-2]), float(fit[-1])))
 
@@ -262,7 +275,10 @@ def index_pairs(dataset: Dataset, cutoff: float, chunk: int = 2000) -> PairIndex
             charge=torch.zeros(n, dtype=torch.int64),
             multiplicity=torch.ones(n, dtype=torch.int64),
         )
-        i, j = neighbor_list(batch, cutoff).pairs.numpy()
+        try:
+            i, j = neighbor_list(batch, cutoff).pairs.numpy()
+        except ValueError as error:
+            raise ValueError(f"{error}; its system 0 is conformer {start} of the data") from error
         counts.append(np.bincount(system.numpy()[i], minlength=n))
         receivers.append((i - first[i]).astype(np.uint16))
         senders.append((j - first[j]).astype(np.uint16))

@@ -65,12 +65,15 @@ def join(device: str) -> tuple[Processes, str]:
         This process, and the device it computes on.
 
     Raises:
-        ValueError: a device with a number, of which every process would take the same.
+        ValueError: no device of torch; or one with a number, which every process would take.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        kind = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is none that torch knows: cpu or cuda") from error
     if size == 1:
         return Processes(), device
-    kind = torch.device(device)
     if kind.index is not None:
         raise ValueError(f"{size} processes cannot share {device}: say --device {kind.type}")
     if kind.type == "cuda":

@@ -77,7 +77,13 @@ def read_hdf5(path: str | Path, labels: Mapping[str, str]) -> Part:
     with h5py.File(path, "r") as file:
         chosen: dict[str, str] = dict(labels)
         for name, group in _molecules(h5py, file):
-            rows.append(_read(group, f"{path}, group {name}", name, chosen, Path(path).stem))
+            where = f"{path}, group {name}"
+            try:
+                rows.append(_read(group, where, name, chosen, Path(path).stem))
+            except (ValueError, IndexError) as error:
+                if str(error).startswith(where):
+                    raise
+                raise ValueError(f"{where}: {error}") from error  # numpy's own
     if not rows:
         raise ValueError(f"{path} holds no conformer")
     return {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}

@@ -30,7 +30,7 @@ def read_xyz(path: str | Path, labels: Mapping[str, str]) -> Part:
     ``charges``, ``partial_charges`` or ``REF_charges``. Charge and multiplicity follow
     `nnpcalc.state.resolve_state`. Optional in info: ``split`` (train, validation, test), ``source``
     or ``config_type`` (a name to report errors by; else the file's), ``molecule`` (a name or
-    number that conformers of one molecule share; else every frame is its own).
+    number that conformers of one molecule share; else frames of one formula do).
 
     Args:
         path: anything that ASE reads as a sequence of frames.
@@ -67,7 +67,7 @@ def read_xyz(path: str | Path, labels: Mapping[str, str]) -> Part:
         rows["source"].append(
             str(atoms.info.get("source", atoms.info.get("config_type", Path(path).stem)))
         )
-        rows["molecule"].append(str(atoms.info.get("molecule", f"{path}#{k}")))
+        rows["molecule"].append(str(atoms.info.get("molecule", atoms.get_chemical_formula())))
         rows["partial_charges"].append(np.full(len(atoms), np.nan) if charges is None else charges)
         rows["split"].append(_split(atoms.info, where))
     if not rows["n_atoms"]:

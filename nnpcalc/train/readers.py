@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from glob import glob, has_magic
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -73,29 +74,62 @@ def read_dataset(
 ) -> tuple[Dataset, Dataset]:
     """Read files into (training, validation) sets.
 
-    A conformer goes where its file says. Where the file says nothing, whole molecules are drawn
-    for validation, so that no validation conformer has a sibling in training.
+    A conformer goes where its file says. Where the file says nothing, it goes where others of its
+    molecule are, or else whole molecules are drawn for validation: no validation conformer has a
+    sibling in training.
 
     Args:
         paths, labels: see `read_files`.
         validation_fraction: share of the conformers without a split that go to validation.
-        split_by: "molecule", or "conformer" to draw single conformers.
+        split_by: "molecule", or "conformer" to draw single structures; all copies of one.
         seed: of the drawing.
 
     Raises:
         ValueError: see `read_files`; or the drawing is impossible.
     """
     dataset, split = read_files(paths, labels)
-    undecided = np.flatnonzero(split == UNDECIDED)
-    if undecided.size:
-        if split_by == "molecule":
-            groups = dataset.molecule[undecided]
-        elif split_by == "conformer":
-            groups = undecided
-        else:
-            raise ValueError(f"split_by must be 'molecule' or 'conformer', not {split_by!r}")
-        split[undecided] = draw(groups, validation_fraction, seed)
+    if split_by not in ("molecule", "conformer"):
+        raise ValueError(f"split_by must be 'molecule' or 'conformer', not {split_by!r}")
+    if (split == UNDECIDED).any():
+        groups = dataset.molecule if split_by == "molecule" else structures(dataset)
+        split = follow(groups, split)
+        undecided = np.flatnonzero(split == UNDECIDED)
+        if undecided.size:
+            split[undecided] = draw(groups[undecided], validation_fraction, seed)
     return dataset.take(np.flatnonzero(split == 0)), dataset.take(np.flatnonzero(split == 1))
+
+
+def structures(dataset: Dataset) -> np.ndarray:
+    """A number for every conformer [M], the same for those of the same atoms, places and state."""
+    keys = [
+        b"".join(
+            [
+                np.array([dataset.charge[row], dataset.multiplicity[row]]).tobytes(),
+                dataset.numbers[first:last].tobytes(),
+                dataset.positions[first:last].tobytes(),
+            ]
+        )
+        for row, (first, last) in enumerate(pairwise(dataset.offsets.tolist()))
+    ]
+    number: dict[bytes, int] = {}
+    return np.array([number.setdefault(key, len(number)) for key in keys], dtype=np.int64)
+
+
+def follow(groups: np.ndarray, split: np.ndarray) -> np.ndarray:
+    """Send the undecided to where others of their group are; to training, if these are apart.
+
+    Args:
+        groups: the group of each conformer [M].
+        split: as `nnpcalc.train.data.Part` counts it [M].
+    """
+    decided = split != UNDECIDED
+    order = np.argsort(split[decided], kind="stable")
+    names, first = np.unique(groups[decided][order], return_index=True)
+    place = np.searchsorted(names, groups).clip(max=max(0, names.size - 1))
+    if not names.size:
+        return split
+    known = ~decided & (names[place] == groups)
+    return np.where(known, split[decided][order][first[place]], split)
 
 
 def draw(groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:

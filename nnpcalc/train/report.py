@@ -41,7 +41,7 @@ def table(dataset: Dataset, errors: Errors) -> list[Row]:
     system = np.repeat(np.arange(len(dataset)), dataset.n_atoms)
     per_atom = errors.energy / dataset.n_atoms
     size = np.digitize(dataset.n_atoms, (11, 21, 31))
-    names = ("2-10 atoms", "11-20 atoms", "21-30 atoms", "over 30 atoms")
+    names = ("up to 10 atoms", "11-20 atoms", "21-30 atoms", "over 30 atoms")
 
     def row(group: str, conformers: np.ndarray, atoms: np.ndarray) -> Row:
         energy, force = per_atom[conformers], errors.forces[atoms]
@@ -82,12 +82,12 @@ def format_table(rows: list[Row]) -> str:
     """The rows as aligned text."""
     width = max(16, *(len(r.group) + 2 for r in rows))
     charges = any(r.charge_mae is not None for r in rows)
-    head = f"{'':<{width}}{'conformers':>11}{'E MAE':>9}{'E RMSE':>9}{'F MAE':>9}{'F RMSE':>9}"
+    head = f"{'':<{width}}{'conformers':>11} {'E MAE':>8} {'E RMSE':>8} {'F MAE':>8} {'F RMSE':>8}"
     units = f"{'':<{width}}{'':>11}{'meV/atom':>18}{'meV/Å':>18}"
     lines = [
-        f"{r.group:<{width}}{r.conformers:>11d}{r.energy_mae:>9.2f}{r.energy_rmse:>9.2f}"
-        f"{r.force_mae:>9.1f}{r.force_rmse:>9.1f}"
-        + ("" if r.charge_mae is None else f"{r.charge_mae:>9.1f}")
+        f"{r.group:<{width}}{r.conformers:>11d} {r.energy_mae:>8.2f} {r.energy_rmse:>8.2f}"
+        f" {r.force_mae:>8.1f} {r.force_rmse:>8.1f}"
+        + ("" if r.charge_mae is None else f" {r.charge_mae:>8.1f}")
         for r in rows
     ]
     if charges:

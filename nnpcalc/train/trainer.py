@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from nnpcalc.kernels import forms
+from nnpcalc.potential import Potential
+from nnpcalc.state import element_symbol
 from nnpcalc.train.build import (
     accelerated,
     build,
     build_from,
+    check_given_charges,
     check_states,
     initial_baseline,
     load_initial,
@@ -34,12 +37,13 @@ from nnpcalc.train.predict import ALONE, Errors, evaluate, predict
 from nnpcalc.train.processes import Processes
 from nnpcalc.train.readers import read_dataset
 from nnpcalc.train.schedule import Progress, energy_weight, learning_rate
+from nnpcalc.weights import check_model_card
 
 __all__ = ["Trainer", "accelerated", "build", "evaluate", "predict"]
 
 
-def read_data(config: Config) -> tuple[Dataset, Dataset]:
-    """The conformers to train on and to validate on.
+def read_data(config: Config) -> tuple[Dataset, Dataset, int]:
+    """The conformers to train on, to validate on, and how many `max_force` has left out.
 
     Raises:
         ValueError: see `read_dataset`; or a set is empty.
@@ -61,12 +65,29 @@ def read_data(config: Config) -> tuple[Dataset, Dataset]:
     peak = np.maximum.reduceat(np.abs(train.forces).max(axis=1), train.offsets[:-1])
     if peak.min() > data.max_force:
         raise ValueError(f"every training conformer has a force above {data.max_force} eV/Å")
+    left_out = int((peak > data.max_force).sum())
     train = train.take(np.flatnonzero(peak <= data.max_force))
     if config.training.validation_atoms:
         keep = np.cumsum(validation.n_atoms) <= config.training.validation_atoms
         keep[0] = True
         validation = validation.take(np.flatnonzero(keep))
-    return train, validation
+    return train, validation, left_out
+
+
+def check_elements(potential: Potential, *datasets: Dataset) -> None:
+    """Refuse elements that a network does not have.
+
+    Raises:
+        ValueError: names them.
+    """
+    numbers = np.unique(np.concatenate([dataset.numbers for dataset in datasets]))
+    unknown = sorted(set(numbers.tolist()) - set(potential.elements))
+    if unknown:
+        raise ValueError(
+            f"the network has no {', '.join(map(element_symbol, unknown))}, which the data hold: "
+            "its elements are those of [model] elements, or else of the training conformers. Add "
+            "training conformers with it, or leave those of validation out"
+        )
 
 
 class Trainer:
@@ -101,7 +122,7 @@ class Trainer:
         if options.initial:
             config, initial = load_initial(config)
         self.config = config
-        self.train, self.validation = read_data(config)
+        self.train, self.validation, self.left_out = read_data(config)
         if options.charge_weight and not np.isfinite(self.train.partial_charges).any():
             raise ValueError("[training] charge_weight is set, but no atom has a partial charge")
         if options.shift_weight and not self.train.soft_modes.any():
@@ -112,12 +133,13 @@ class Trainer:
         self.directory.mkdir(parents=True, exist_ok=True)
         content: dict[str, Any] | None = None
         self.changed: list[str] = []
-        self.data = fingerprint(self.train)
+        self.data, self.validated_on = fingerprint(self.train), fingerprint(self.validation)
         path = self.directory / "checkpoint.pt"
         if path.exists():
             content, self.changed = read_checkpoint(path, config, self.data, self.device)
             self.baseline = Baseline(**content["baseline"])
         elif initial is not None:
+            check_given_charges(initial.core, self.train)
             self.baseline = initial_baseline(initial, config, self.train)
         else:
             self.baseline = fit_baseline(self.train, state=config.model.state_energy)
@@ -126,6 +148,7 @@ class Trainer:
             potential = build_from(initial, config, self.baseline)
         else:
             potential = build(config, self.baseline)
+        check_elements(potential, self.train, self.validation)
         check_states(potential.core, self.train)
         check_states(potential.core, self.validation)
         self.potential = potential.to(torch.float32).to(self.device)
@@ -135,9 +158,15 @@ class Trainer:
         self.parameters = [p for p in self.potential.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters]
         self.optimiser = optimiser(self.potential, options)
+        check_model_card(self.potential, config.name, self.card())
         self.repeats = np.ones(len(self.train), dtype=np.int64)
         for charge, times in config.data.repeats.items():
-            self.repeats[self.train.charge == int(charge)] = times
+            chosen = self.train.charge == int(charge)
+            if not chosen.any():
+                raise ValueError(f"[data] repeats: no training conformer has charge {charge}")
+            self.repeats[chosen] = times
+        if not self.repeats.any():
+            raise ValueError("[data] repeats leave no training conformer")
         self.progress = Progress()
         self.log: list[dict[str, float]] = []
         self.train_pairs = index_pairs(self.train, self.potential.cutoff)
@@ -145,6 +174,14 @@ class Trainer:
         self.steps_per_epoch = len(self.epoch_batches(0))
         if content is not None:
             self._resume(content)
+
+    def card(self) -> dict[str, Any]:
+        """The part of the model's card that is known before training."""
+        return {
+            **self.config.card,
+            "charges": sorted({int(q) for q in self.train.charge}),
+            "multiplicities": sorted({int(m) for m in self.train.multiplicity}),
+        }
 
     @property
     def step(self) -> int:
@@ -186,7 +223,8 @@ class Trainer:
         gradients, value, stop = self._sum(*self._gradients(rows), stop)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
-        norm = nn.utils.clip_grad_norm_(self.parameters, options.gradient_clip)
+        limit = options.gradient_clip or math.inf
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
         if not bool(torch.isfinite(norm)):
             raise FloatingPointError(
                 f"the gradient is not finite at step {self.step} (epoch {self.epoch}): lower the "
@@ -265,6 +303,11 @@ class Trainer:
             f"validation, {sum(p.numel() for p in self.parameters)} parameters, "
             f"{self.steps_per_epoch} steps per epoch, starting at step {self.step}"
         )
+        if self.left_out:
+            lines.say(
+                f"{self.left_out} of {self.left_out + len(self.train)} training conformers left "
+                f"out: a force component above max_force = {self.config.data.max_force:g} eV/Å"
+            )
         if self.changed:
             lines.say(f"options changed since the checkpoint: {', '.join(self.changed)}")
         saved = time.monotonic()
@@ -374,6 +417,7 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "log": self.log,
             "data": self.data,
+            "validated_on": self.validated_on,
         }
         write_atomically(self.directory / "checkpoint.pt", content)
 
@@ -381,8 +425,13 @@ class Trainer:
         self.potential.load_state_dict(content["state"])
         self.average = [t.to(self.device) for t in content["average"]]
         self.optimiser.load_state_dict(content["optimiser"])
+        for group in self.optimiser.param_groups:
+            group["weight_decay"] = self.config.training.weight_decay
         stored = {f.name: content[f.name] for f in fields(Progress) if f.name in content}
         self.progress, self.log = Progress(**stored), content["log"]
+        if content.get("validated_on", self.validated_on) != self.validated_on:
+            self.changed.append("validation data: the best loss so far no longer counts")
+            self.progress = replace(self.progress, best=math.inf, stale=0, waited=0)
 
 
 def _silent(_: str) -> None:
