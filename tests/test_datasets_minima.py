@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,3 +101,33 @@ def test_a_stopped_run_goes_on(
     assert str(first) not in capsys.readouterr().out
     frames: list[Atoms] = read(second, index=":")
     assert all(atoms.info["charge"] == 0 and "molecule" in atoms.info for atoms in frames)
+
+
+def test_the_multiplicity_is_passed_on(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "spin" not in minima.conformers([corpus], seed=1)[0].info
+    arrays = dict(np.load(corpus))
+    np.savez(corpus, **arrays, multiplicity=np.full(len(arrays["n_atoms"]), 3))
+    assert {atoms.info["spin"] for atoms in minima.conformers([corpus], seed=1)} == {3}
+    seen: list[int] = []
+
+    def optimize(molecules: list[Atoms], *_, **__) -> list[SimpleNamespace]:
+        seen.extend(atoms.info["spin"] for atoms in molecules)
+        return [SimpleNamespace(atoms=atoms, energy=0.0, steps=3) for atoms in molecules]
+
+    monkeypatch.setattr(minima, "optimize", optimize)
+    out = tmp_path / "minima"
+    line = ["minima.py", "--model", MODEL, "--data", str(corpus), "--count", "2", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", line)
+    minima.main()
+    frames: list[Atoms] = read(out / "part-000000.xyz", index=":")
+    assert seen == [3, 3] == [atoms.info["spin"] for atoms in frames]
+
+
+def test_without_a_split_all_is_for_training(corpus: Path) -> None:
+    arrays = dict(np.load(corpus))
+    del arrays["split"]
+    np.savez(corpus, **arrays)
+    found = minima.conformers([corpus], seed=1)
+    assert sorted(atoms.info["molecule"] for atoms in found) == [0, 3, 5]

@@ -21,6 +21,7 @@ from nnpcalc.optimizer import optimize
 from nnpcalc.train.data import read_corpus
 
 MODEL = "tensornet-spice"
+SPIN_MODEL = "tensornet-spin-xtb"
 
 
 def corpus(path: Path, molecules: list[Atoms], forces: float = 1.0) -> None:
@@ -160,3 +161,55 @@ def test_without_a_model_every_conformer_gets_modes(
     # two waters and a lone atom: nothing holds them together, the floor bounds what they weigh
     free = np.linalg.norm(found[8:].astype(float), axis=(0, 2))
     assert (free[:9] == pytest.approx(1.0 / soft_modes.SOFTEST, rel=1e-2)) and free[9] < free[0]
+
+
+def test_the_multiplicity_reaches_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Methylene as singlet and as triplet, at the same place, by a model that tells them apart."""
+    source, out = tmp_path / "part-0000.npz", tmp_path / "modes"
+    positions = molecule("CH2_s3B1d").positions
+    corpus(source, [Atoms("CH2", positions)] * 2, forces=0.0)
+    assert "spin" not in soft_modes.read(source)[0].info
+    arrays = dict(np.load(source))
+    np.savez(source, **arrays, multiplicity=np.array([1, 3]))
+    line = ["soft_modes.py", str(source), "--model", SPIN_MODEL, "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", line)
+    soft_modes.main()
+    made = np.load(out / "part-0000.npz")
+    assert made["multiplicity"].tolist() == [1, 3]
+    model = NNPCalculator(SPIN_MODEL)
+    for k, spin in enumerate((1, 3)):
+        atoms = Atoms("CH2", positions, info={"charge": 0, "spin": spin})
+        expected = soft_modes.soft_modes(soft_modes.hessian(atoms, model), positions)
+        found = made["soft_modes"][3 * k : 3 * k + 3].astype(float)
+        np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=2e-3)
+    assert np.abs(made["soft_modes"][:3]) != pytest.approx(np.abs(made["soft_modes"][3:]), abs=0.01)
+
+
+def test_a_file_with_modes_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    plain, done, out = tmp_path / "a.npz", tmp_path / "b.npz", tmp_path / "out"
+    corpus(plain, [molecule("H2O")])
+    np.savez(done, **np.load(plain), soft_modes=np.zeros((3, soft_modes.MODES, 3), np.float16))
+    monkeypatch.setattr(sys, "argv", ["soft_modes.py", str(plain), str(done), "--out", str(out)])
+    with pytest.raises(SystemExit):
+        soft_modes.main()
+    assert f"{done} has soft_modes already" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("model", [[], ["--model", MODEL]])
+def test_an_empty_shard_stays_one(
+    model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, empty, out = tmp_path / "a.npz", tmp_path / "b.npz", tmp_path / "out"
+    corpus(full, [molecule("H2O")])
+    np.savez(empty, **{name: array[:0] for name, array in np.load(full).items()})
+    monkeypatch.setattr(sys, "argv", ["soft_modes.py", str(empty), "--out", str(out), *model])
+    soft_modes.main()
+    made = np.load(out / "b.npz")
+    assert made["n_atoms"].size == 0
+    assert made["soft_modes"].shape == (0, soft_modes.MODES, 3)
+    assert made["soft_modes"].dtype == np.float16

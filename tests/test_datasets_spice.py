@@ -324,7 +324,7 @@ def test_a_stopped_run_goes_on(
 
 def test_a_directory_holds_one_run(teacher: Path, tmp_path: Path) -> None:
     run(teacher, tmp_path / "out", MOLECULES, *IONS)
-    with pytest.raises(ValueError, match="other options: choose another --out"):
+    with pytest.raises(ValueError, match="other options: name another directory"):
         run(teacher, tmp_path / "out", MOLECULES, *IONS[:-1], "6")
 
 
@@ -403,6 +403,7 @@ def test_structures_obey_the_guard(teacher: Path, tmp_path: Path) -> None:
     [
         (frame("OH"), "frame 1 has an odd number of electrons"),
         (frame("NaCl"), r"does not know Na \(atom 0\)"),
+        (frame("OH2", spin=3), "frame 1 has spin=3"),
         (frame("OH2", charge=0.5), "frame 1 has the charge 0.5"),
         (Atoms("He", cell=[5, 5, 5], pbc=True), "frame 1 is periodic"),
     ],

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
-import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -20,29 +18,17 @@ pytest.importorskip("rdkit")
 
 from rdkit import Chem
 
+from example_scripts import load
 from nnpcalc.models import build_core
 from nnpcalc.train.data import read_corpus
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path[:0] = [str(EXAMPLES / "datasets"), str(EXAMPLES / "experiments")]
 
 open_shell, toy_sets, xtb = map(importlib.import_module, ("open_shell", "toy_sets", "xtb"))
 state_variants = importlib.import_module("state_variants")
 
 
-def load(name: str, path: Path) -> Any:
-    """A script by its path: the two named carbenes.py cannot both be imported by name."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-carbenes = load("carbene_labels", EXAMPLES / "datasets" / "carbenes.py")
-carbene_table = load("carbene_table", EXAMPLES / "experiments" / "carbenes.py")
-toy_table = load("toy_table", EXAMPLES / "experiments" / "toy_states.py")
+carbenes = load("carbene_labels", "datasets/carbenes.py")
+carbene_table = load("carbene_table", "experiments/carbenes.py")
+toy_table = load("toy_table", "experiments/toy_states.py")
 
 
 def bowl(stiffness: float) -> xtb.Surface:
@@ -278,9 +264,9 @@ def test_shards_that_exist_are_not_made_again(tmp_path: Path) -> None:
 
     tasks = {f"part-{k}": k for k in (1, 2, 3)}
     with pytest.raises(RuntimeError, match="stopped"):
-        xtb.make_shards(make, tasks, tmp_path)
+        xtb.make_shards(make, {}, tasks, tmp_path)
     made += [0, 0]
-    total = xtb.make_shards(make, tasks, tmp_path)
+    total = xtb.make_shards(make, {}, tasks, tmp_path)
     assert made == [1, 2, 0, 0, 2, 3]
     assert total == {"labels": 6, "force too large": 3}
 
@@ -441,6 +427,9 @@ def test_a_small_table(tmp_path: Path) -> None:
     assert result.stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="made with other settings"):
         toy_table.main([*arguments, "--epochs", "2"])
+    degenerate(tmp_path / "data" / "a.npz", geometries=5)
+    with pytest.raises(ValueError, match=r"or data: .*remove .*state-blind-1"):
+        toy_table.main(arguments)
 
 
 def test_a_blind_model_has_no_ground_state(tmp_path: Path) -> None:

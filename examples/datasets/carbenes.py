@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 from rdkit import Chem, RDLogger
@@ -132,16 +130,13 @@ def main(arguments: list[str] | None = None) -> None:
     texts = [every[k] for k in chosen]
     split = (generator.random(len(texts)) < given.held).astype(int).tolist()
     rows = list(zip(range(len(texts)), texts, split, strict=True))
-    output = Path(given.output)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "molecules.txt").write_text("".join(f"{text}\n" for text in texts))
     print(f"{len(every)} molecules, {len(texts)} used, {sum(split)} for validation", flush=True)
     tasks = {
         f"carbenes-{k:03d}": rows[start : start + given.molecules]
         for k, start in enumerate(range(0, len(rows), given.molecules))
     }
     options = {name: getattr(given, name) for name in ("geometries", "steps", "noise", "seed")}
-    make_shards(partial(carbene_frames, **options), tasks, given.output, given.jobs)
+    make_shards(carbene_frames, options, tasks, given.output, given.jobs, texts)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ teacher, then moved by Langevin dynamics of the model; frames of both are writte
 (total charge and SMILES in the comment line). A frame whose forces on the model are not finite ends
 a droplet's dynamics. Every droplet has its own seed; a run that was stopped goes on.
 
-Kinds, in turn: water (12 to 48 molecules), a solute of ``--smiles`` (charged ones first, up to 20
-atoms) in 12 to 32 waters, and 3 to 8 different neutral molecules of up to 14 atoms.
+Kinds, in turn: water (12 to 48 molecules), a solute of ``--smiles`` (three in five are charged; up
+to 20 atoms) in 12 to 32 waters, and 3 to 8 different neutral molecules of up to 14 atoms.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from nnpcalc.smiles import from_smiles
 
 VOLUME = 10.5  # Å^3 of an atom, on average, in water and in organic liquids
 CONTACT = 1.6  # Å, the closest approach of two molecules when packed
+CHARGED = 3 / 5  # how often a solute is
 RELAXATION = (5, 10, 15, 20, 30, 40)  # steps whose frames are kept
 DYNAMICS = (400, 40)  # steps of 1 fs, and how many lie between two frames
 TEMPERATURES = (250.0, 600.0)
@@ -124,7 +125,7 @@ def droplet(kind: int, lines: list[str], generator: np.random.Generator) -> Atom
         n = int(generator.integers(12, 49))
         names, parts = ["O"] * n, [water] * n
     elif kind == 1:
-        charged = bool(generator.random() < 0.6)
+        charged = bool(generator.random() < CHARGED)
         names = choose(lines, generator, 1, largest=20, charged=charged)
         n = int(generator.integers(12, 33))
         parts = [from_smiles(names[0], seed=1), *[water] * n]

@@ -11,9 +11,9 @@ round of active learning optimises training molecules with the model that is to 
 what it passes and where it ends, and trains on.
 
 Of every molecule one random training conformer, in one piece, of 6 to 40 atoms, is optimised.
-Frames are written as extended XYZ (total charge in the comment line): after some steps, and the
-last. A shard depends on the options only, is whole or absent, and a run that was stopped goes on
-with the next.
+Frames are written as extended XYZ (total charge, and multiplicity if known, in the comment line):
+after some steps, and the last. A shard depends on the options only, is whole or absent, and a run
+that was stopped goes on with the next.
 """
 
 from __future__ import annotations
@@ -36,21 +36,24 @@ SIZES = (6, 40)  # atoms
 PASSED = (6, 20)  # steps whose frames are kept, beside the last
 FMAX, STEPS = 0.03, 200  # eV/Å; steps at most
 SHARD = 1000  # molecules
+KEPT = ("charge", "spin", "molecule")  # of what is known of a structure
 
 
 def conformers(files: Sequence[Path], seed: int) -> list[Atoms]:
     """One training conformer of each molecule of the corpora, in random order.
 
     Args:
-        files: corpora as `nnpcalc.train.data.read_corpus` describes them.
+        files: corpora as `nnpcalc.train.data.read_npz` describes them. Without ``split`` all is for
+            training; ``multiplicity`` becomes ``info["spin"]``.
         seed: of which conformer, and of the order.
     """
     generator = np.random.default_rng(seed)
     found: dict[int, tuple[float, Atoms]] = {}
     for path in files:
         with np.load(path) as data:
-            size, molecule, split = data["n_atoms"], data["molecule"], data["split"]
+            size, molecule = data["n_atoms"], data["molecule"]
             numbers, positions, charge = data["numbers"], data["positions"], data["charge"]
+            split, spin = data.get("split", np.zeros(size.size)), data.get("multiplicity")
         ends = np.cumsum(size)
         fits = (split == 0) & (size >= SIZES[0]) & (size <= SIZES[1])
         for k in np.flatnonzero(fits):
@@ -58,6 +61,8 @@ def conformers(files: Sequence[Path], seed: int) -> list[Atoms]:
             if lot < found.get(name, (2.0,))[0]:
                 rows = slice(ends[k] - size[k], ends[k])
                 info = {"charge": int(charge[k]), "molecule": name}
+                if spin is not None:
+                    info["spin"] = int(spin[k])
                 found[name] = lot, Atoms(numbers[rows], positions[rows].astype(float), info=info)
     whole = [found[name][1] for name in sorted(found) if in_one_piece(found[name][1])]
     return [whole[k] for k in generator.permutation(len(whole))]
@@ -111,7 +116,7 @@ def main() -> None:
         began, frames = time.monotonic(), []
         for atoms in relaxed(molecules[begin : begin + SHARD], args.model, args.passed):
             frame = Atoms(atoms.numbers, atoms.positions)
-            frame.info = {key: atoms.info[key] for key in ("charge", "molecule")}
+            frame.info = {key: atoms.info[key] for key in KEPT if key in atoms.info}
             frames.append(frame)
         unfinished = path.with_name(f".{path.name}")
         write(unfinished, frames, format="extxyz")

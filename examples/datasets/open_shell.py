@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +257,7 @@ def main(arguments: list[str] | None = None) -> None:
         for k, start in enumerate(range(0, len(rows), n))
     }
     options = {"geometries": given.geometries, "states": given.states, "seed": given.seed}
-    make_shards(partial(shard, **options), tasks, given.output, given.jobs)
+    make_shards(shard, options, tasks, given.output, given.jobs)
 
 
 if __name__ == "__main__":

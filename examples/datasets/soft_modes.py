@@ -42,22 +42,26 @@ MODES = 12
 SOFTEST = 0.05  # eV/Å^2; eigenvalues count as no less
 DISPLACEMENT = 0.01  # Å
 CHUNK = 2000  # structures evaluated at once
+NO_MODES = np.zeros((0, MODES, 3), np.float16)  # of a file without conformers
 
 
 def read(path: Path) -> list[Atoms]:
-    """The conformers of a corpus; the largest label of a force component in `info["force"]`."""
+    """The conformers of a corpus; the largest label of a force component in `info["force"]`.
+
+    `info["spin"]` is the multiplicity if the file has that array.
+    """
     with np.load(path) as data:
-        n, charge = data["n_atoms"], data["charge"]
+        n, charge, spin = data["n_atoms"], data["charge"], data.get("multiplicity")
         numbers, positions = data["numbers"], data["positions"].astype(float)
         largest = np.abs(data["forces"].astype(float)).max(1)
-    ends = np.cumsum(n)
-    return [
-        Atoms(
-            numbers[end - size : end], positions[end - size : end],
-            info={"charge": int(q), "force": float(largest[end - size : end].max())},
-        )
-        for size, end, q in zip(n, ends, charge, strict=True)
-    ]  # fmt: skip
+    molecules = []
+    for k, end in enumerate(np.cumsum(n)):
+        rows = slice(end - n[k], end)
+        info = {"charge": int(charge[k]), "force": float(largest[rows].max())}
+        if spin is not None:
+            info["spin"] = int(spin[k])
+        molecules.append(Atoms(numbers[rows], positions[rows], info=info))
+    return molecules
 
 
 def forces_of(molecules: Sequence[Atoms], model: NNPCalculator) -> list[np.ndarray]:
@@ -98,7 +102,7 @@ def soft_modes(second_derivatives: np.ndarray, positions: np.ndarray) -> np.ndar
 
 def of_any(molecules: Sequence[Atoms]) -> np.ndarray:
     """The array for the conformers of a file by the model Hessian: [A, 12, 3], float16."""
-    found = []
+    found = [NO_MODES]
     for atoms in molecules:
         modes = np.zeros((len(atoms), MODES, 3))
         if len(atoms) > 2:
@@ -114,7 +118,7 @@ def of_resting(molecules: Sequence[Atoms], model: NNPCalculator, fmax: float) ->
     for k, atoms in enumerate(molecules):
         if len(atoms) > 2 and min(own[k], atoms.info["force"]) <= fmax:
             found[k] = soft_modes(hessian(atoms, model), atoms.positions)
-    return np.concatenate(found).astype(np.float16)
+    return np.concatenate([NO_MODES, *found]).astype(np.float16)
 
 
 def main() -> None:
@@ -126,12 +130,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    for source in args.files:
+        if (args.out / source.name).resolve() == source.resolve():
+            parser.error(f"{source} lies in --out: name another directory")
+        with np.load(source) as data:
+            if "soft_modes" in data:
+                parser.error(f"{source} has soft_modes already: give the file it was made from")
     args.out.mkdir(parents=True, exist_ok=True)
     model = NNPCalculator(args.model) if args.model else None
     for source in args.files:
         path = args.out / source.name
-        if path.resolve() == source.resolve():
-            parser.error(f"{source} lies in --out: name another directory")
         if path.exists():
             continue
         began = time.monotonic()

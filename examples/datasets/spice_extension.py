@@ -25,9 +25,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rdkit import Chem, RDLogger
+from run_record import begin, write
 from spice_extension_conformers import Failed, conformers
 from spice_extension_ions import ionise, read, skeletons, unseen
 from spice_extension_labels import ELEMENTS, Progress, Structure, Teacher, label
@@ -164,27 +166,19 @@ def read_structures(args: argparse.Namespace) -> tuple[list[str], list[Structure
                 f"frame {frame} has an odd number of electrons at the charge {int(charge):+d}: the "
                 f"teacher knows closed shells only; correct charge=... or leave the frame out"
             )
+        if atoms.info.get("spin", 1) != 1:
+            raise ValueError(
+                f"frame {frame} has spin={atoms.info['spin']}: the teacher knows closed shells "
+                "only; leave the frame out"
+            )
         row = names.setdefault(name, len(names))
         positions = atoms.positions.astype(np.float32)
         structures.append(Structure(row, atoms.numbers.astype(np.uint8), positions, int(charge)))
     return list(names), structures
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write to a temporary name, then rename: ``path`` is whole or absent."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
-
-
-def begin(args: argparse.Namespace, names: list[str], structures: list[Structure]) -> None:
-    """Write molecules.txt and run.json, or check that the run in the directory is this one.
-
-    Raises:
-        ValueError: the directory holds a run with other options or molecules.
-    """
-    args.out.mkdir(parents=True, exist_ok=True)
-    text = "".join(f"{name}\n" for name in names)
+def settings_of(args: argparse.Namespace, structures: list[Structure]) -> dict[str, Any]:
+    """All that the shards depend on, beside the molecules."""
     digest = hashlib.sha256()
     for structure in structures:
         digest.update(
@@ -195,20 +189,12 @@ def begin(args: argparse.Namespace, names: list[str], structures: list[Structure
         name: getattr(args, name)
         for name in ("ionise", "per_molecule", "seed", "shard", "source", "first_molecule", "held")
     }
-    settings = {
+    return {
         "labels": "mean of the AIMNet2 wB97M-D3 ensemble (a neural network)",
         "teacher_sha256": hashlib.sha256(args.teacher.read_bytes()).hexdigest(),
-        "molecules_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "structures_sha256": digest.hexdigest(),
         "options": options,
     }
-    record = args.out / "run.json"
-    if record.exists():
-        if json.loads(record.read_text()) != settings:
-            raise ValueError(f"{record} belongs to a run with other options: choose another --out")
-        return
-    write(args.out / "molecules.txt", text.encode())
-    write(record, json.dumps(settings, indent=1).encode())
 
 
 def run(args: argparse.Namespace) -> None:
@@ -226,7 +212,7 @@ def run(args: argparse.Namespace) -> None:
         total, step = len(names), max(1, args.shard // args.per_molecule)
     if not total:
         raise ValueError("nothing to label: no molecule has the wanted charges and sizes")
-    begin(args, names, structures)
+    begin(args.out, settings_of(args, structures), names)
     source = args.source if args.source is not None else IONS if args.ionise else GIVEN
     done, began = 0, time.monotonic()
     for part, first in enumerate(range(0, total, step)):

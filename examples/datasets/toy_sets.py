@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from ase import units
@@ -178,8 +177,8 @@ def main(arguments: list[str] | None = None) -> None:
         f"toy-{given.set.lower()}-{molecule.name.replace(' ', '-')}": (given.set, index)
         for index, molecule in enumerate(SETS[given.set])
     }
-    make = partial(toy_frames, geometries=given.geometries, seed=given.seed)
-    make_shards(make, tasks, given.output, given.jobs)
+    options = {"geometries": given.geometries, "seed": given.seed}
+    make_shards(toy_frames, options, tasks, given.output, given.jobs)
 
 
 if __name__ == "__main__":

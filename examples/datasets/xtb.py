@@ -10,11 +10,14 @@ Needs ``tblite``, ``ase``, ``numpy`` and ``rdkit``; nothing of nnpcalc. Units: e
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from typing import Any
 import numpy as np
 from ase import units
 from ase.data import atomic_masses, covalent_radii
+from run_record import begin
 
 Surface = Callable[[np.ndarray], tuple[float, np.ndarray]]  # positions -> energy, forces
 
@@ -303,20 +307,33 @@ def _one_shard(work: tuple[Callable[[Any], Made], Any, Path]) -> Path:
 
 
 def make_shards(
-    make: Callable[[Any], Made], tasks: dict[str, Any], output: str | Path, jobs: int = 1
+    make: Callable[..., Made],
+    options: dict[str, Any],
+    tasks: dict[str, Any],
+    output: str | Path,
+    jobs: int = 1,
+    molecules: Sequence[str] = (),
 ) -> dict[str, int]:
     """Make ``output/<name>.npz`` for every task whose file is not there yet.
 
     Args:
-        make: makes the frames of a task; a function of the task alone, so that a run that was
-            stopped gives the same files when it goes on.
-        tasks: by the name of the shard.
+        make: makes the frames of a task; a function of the task and the options alone, so that a
+            run that was stopped gives the same files when it goes on.
+        options: further arguments of ``make``, by name.
+        tasks: by the name of the shard. Like the options, as JSON can hold them.
         output: directory.
         jobs: processes.
+        molecules: lines of ``molecules.txt`` in the directory, if there shall be one.
 
     Returns:
         Number of frames in all the files, under "labels", and of those left out, by reason.
+
+    Raises:
+        ValueError: the directory holds shards of other tasks or options.
     """
+    tasks_sha256 = hashlib.sha256(json.dumps(tasks).encode()).hexdigest()
+    begin(Path(output), {"options": options, "tasks_sha256": tasks_sha256}, molecules)
+    make = partial(make, **options)
     files = {name: Path(output) / f"{name}.npz" for name in tasks}
     work = [(make, tasks[name], path) for name, path in files.items() if not path.exists()]
     print(f"{len(tasks) - len(work)} of {len(tasks)} shards are already there", flush=True)

@@ -24,9 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from records import earlier, is_made, sums
 
 from nnpcalc.train import Config, Trainer
-from nnpcalc.train.checkpoint import averaged
+from nnpcalc.train.checkpoint import averaged, fingerprint
 from nnpcalc.train.config import DataConfig, ModelConfig, TrainingConfig
 from nnpcalc.train.data import Dataset, index_pairs, read_corpus, rows_of
 from nnpcalc.train.predict import Errors, evaluate
@@ -109,12 +110,20 @@ def write(path: Path, training: Dataset, validation: Dataset) -> None:
 
 
 def prepare(corpus: Path, out: Path, conformers: int, validation: int, seed: int) -> None:
-    """Write OUT/all.npz and OUT/neutral.npz, unless they are there."""
-    if (out / "neutral.npz").exists():
-        return
+    """Write OUT/all.npz and OUT/neutral.npz, unless they are there.
+
+    Raises:
+        ValueError: they are there, made of another corpus or with other arguments.
+    """
     files = sorted(corpus.glob("*.npz"))
     if not files:
         raise SystemExit(f"{corpus} holds no npz files")
+    made_of = {
+        "corpus": sums(files), "conformers": conformers, "validation": validation, "seed": seed
+    }  # fmt: skip
+    record = out / "corpus.json"
+    if is_made(record, made_of):
+        return
     known, unseen = read_corpus(files)
     # the trainer would leave out what lies above its own limit on forces
     peak = np.maximum.reduceat(np.abs(known.forces).max(axis=1), known.offsets[:-1])
@@ -124,6 +133,7 @@ def prepare(corpus: Path, out: Path, conformers: int, validation: int, seed: int
     write(out / "all.npz", train, test)
     parts = [dataset.take(np.flatnonzero(neutral(dataset))) for dataset in (train, test)]
     write(out / "neutral.npz", *parts)
+    record.write_text(json.dumps(made_of, indent=1))
 
 
 def configuration(name: str, out: Path, steps: int, seed: int) -> Config:
@@ -189,14 +199,18 @@ def step_seconds(trainer: Trainer) -> float:
 
 
 def train(name: str, out: Path, steps: int, seed: int, until: float | None) -> dict[str, Any]:
-    """Train one architecture, or go on; {} if the time was up before the end."""
+    """Train one architecture, or go on; {} if the time was up before the end.
+
+    Raises:
+        ValueError: the directory holds the result of other settings or another corpus.
+    """
     path = out / name / "result.json"
     config = configuration(name, out, steps, seed)
-    asked = json.loads(json.dumps(asdict(config)))
-    if path.exists():
-        found: dict[str, Any] = json.loads(path.read_text())
-        if found["config"] != asked:
-            raise SystemExit(f"{path} was made with other settings: give another --out")
+    asked = {
+        "config": json.loads(json.dumps(asdict(config))),
+        "data": [fingerprint(dataset) for dataset in read_corpus(config.data.files)],
+    }
+    if (found := earlier(path, asked)) is not None:
         return found
     trainer = Trainer(config, out / name)
     trainer.run(lambda line: print(line, flush=True), until)
@@ -211,7 +225,7 @@ def train(name: str, out: Path, steps: int, seed: int, until: float | None) -> d
         "steps": steps_done,
         "seconds_per_step": step_seconds(trainer),
         "errors": errors,
-        "config": asked,
+        **asked,
         "torch": torch.__version__,
     }
     path.write_text(json.dumps(result, indent=1))

@@ -14,6 +14,7 @@ conformer come in the order of RDKit's AddHs. Needs rdkit.
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from rdkit import Chem, RDLogger
 from rdkit.Chem import rdPartialCharges
+from records import is_made, sums
 from state_variants import (
     Settings,
     Variant,
@@ -151,7 +153,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     output = Path(given.output)
     corpus = output / f"corpus-{given.conformers}.npz"
-    if not corpus.exists():
+    made_of = {"data": sums(given.data), "molecules": sums([given.molecules])}
+    record = corpus.with_suffix(".json")
+    if not is_made(record, made_of):
         smiles = Path(given.molecules).read_text().split("\n")
         training, validation = read_corpus(given.data)
         write(
@@ -159,6 +163,7 @@ def main(arguments: list[str] | None = None) -> None:
             with_gasteiger(training, smiles, given.conformers, seed=1),
             with_gasteiger(validation, smiles, len(validation), seed=1),
         )
+        record.write_text(json.dumps(made_of, indent=1))
     training, validation = read_corpus([corpus])
     settings = replace(
         Settings(), epochs=given.epochs, layers=given.layers, channels=given.channels,

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from records import earlier
 
 from nnpcalc.potential import Potential
-from nnpcalc.train.checkpoint import averaged
+from nnpcalc.train.checkpoint import averaged, fingerprint
 from nnpcalc.train.config import Config, DataConfig, ModelConfig, TrainingConfig
 from nnpcalc.train.data import Dataset, index_pairs, read_corpus, rows_of
 from nnpcalc.train.predict import Errors, evaluate
@@ -168,19 +169,18 @@ def train(
     The result is kept as ``result.json`` in the directory, and read from there the next time.
 
     Raises:
-        ValueError: the directory holds the result of other settings.
+        ValueError: the directory holds the result of other settings or another corpus.
     """
+    training, validation = read_corpus([corpus])
     asked = {
         "settings": asdict(settings),
         "options": {k: list(v) if isinstance(v, tuple) else v for k, v in variant.options.items()},
         "state_energy": variant.state_energy,
         "seed": seed,
+        "data": [fingerprint(training), fingerprint(validation)],
     }
     path = directory / "result.json"
-    if path.exists():
-        found = json.loads(path.read_text())
-        if {key: found[key] for key in asked} != asked:
-            raise ValueError(f"{path} was made with other settings: give another --output")
+    if (found := earlier(path, asked)) is not None:
         return found
     own = ("channels", "layers", "radial_functions", "cutoff")
     shared = asdict(settings)
@@ -197,7 +197,6 @@ def train(
     before = attribute_weights(trainer.potential)
     trainer.run(lambda line: None)
     seconds = time.monotonic() - start
-    validation = read_corpus([corpus])[1]
     with averaged(trainer.parameters, trainer.average):
         errors = evaluate(
             trainer.fast, validation, index_pairs(validation, settings.cutoff), trainer.device
