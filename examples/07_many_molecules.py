@@ -25,7 +25,7 @@ def molecules() -> list[Atoms]:
     found = [molecule(name) for name in NEUTRAL]
     ammonium = Atoms("NH4", molecule("CH4").positions, info={"charge": 1})
     formate = molecule("HCOOH")
-    del formate[4]  # the proton
+    del formate[3]  # the proton of the OH group
     formate.info["charge"] = -1
     return [*found, ammonium, formate]
 
