@@ -92,7 +92,7 @@ def test_a_stopped_run_goes_on(
     line = ["minima.py", "--model", MODEL, "--data", str(corpus), "--count", "2", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", line)
     minima.main()
-    first, second = sorted(out.iterdir())
+    first, second = sorted(out.glob("*.xyz"))
     whole = second.read_bytes()
     second.unlink()
     capsys.readouterr()
@@ -101,6 +101,9 @@ def test_a_stopped_run_goes_on(
     assert str(first) not in capsys.readouterr().out
     frames: list[Atoms] = read(second, index=":")
     assert all(atoms.info["charge"] == 0 and "molecule" in atoms.info for atoms in frames)
+    monkeypatch.setattr(sys, "argv", [*line, "--seed", "2"])
+    with pytest.raises(ValueError, match="belongs to a run with other options"):
+        minima.main()
 
 
 def test_the_multiplicity_is_passed_on(

@@ -161,6 +161,10 @@ def test_without_a_model_every_conformer_gets_modes(
     # two waters and a lone atom: nothing holds them together, the floor bounds what they weigh
     free = np.linalg.norm(found[8:].astype(float), axis=(0, 2))
     assert (free[:9] == pytest.approx(1.0 / soft_modes.SOFTEST, rel=1e-2)) and free[9] < free[0]
+    other = ["soft_modes.py", str(source), "--model", MODEL, "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", other)
+    with pytest.raises(ValueError, match="belongs to a run with other options"):
+        soft_modes.main()
 
 
 def test_the_multiplicity_reaches_the_model(

@@ -28,6 +28,7 @@ import torch
 from ase import Atoms
 from ase.data import covalent_radii
 from ase.io import write
+from run_record import begin
 from scipy.sparse.csgraph import connected_components
 
 from nnpcalc.optimizer import optimize
@@ -107,14 +108,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    args.out.mkdir(parents=True, exist_ok=True)
+    settings = {"model": args.model, "seed": args.seed, "passed": args.passed}
+    begin(args.out, {**settings, "data": [path.name for path in args.data]})
     molecules = conformers(args.data, args.seed)[args.first : args.first + args.count]
-    for begin in range(0, len(molecules), SHARD):
-        path = args.out / f"part-{args.first + begin:06d}.xyz"
+    for start in range(0, len(molecules), SHARD):
+        path = args.out / f"part-{args.first + start:06d}.xyz"
         if path.exists():
             continue
         began, frames = time.monotonic(), []
-        for atoms in relaxed(molecules[begin : begin + SHARD], args.model, args.passed):
+        for atoms in relaxed(molecules[start : start + SHARD], args.model, args.passed):
             frame = Atoms(atoms.numbers, atoms.positions)
             frame.info = {key: atoms.info[key] for key in KEPT if key in atoms.info}
             frames.append(frame)

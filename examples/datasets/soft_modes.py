@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from model_hessian import lindh_hessian
+from run_record import begin
 
 from nnpcalc import NNPCalculator
 from nnpcalc.md import ModelForceField
@@ -66,8 +67,8 @@ def read(path: Path) -> list[Atoms]:
 
 def forces_of(molecules: Sequence[Atoms], model: NNPCalculator) -> list[np.ndarray]:
     found: list[np.ndarray] = []
-    for begin in range(0, len(molecules), CHUNK):
-        for result in model.evaluate(molecules[begin : begin + CHUNK]):
+    for start in range(0, len(molecules), CHUNK):
+        for result in model.evaluate(molecules[start : start + CHUNK]):
             assert result.forces is not None
             found.append(result.forces)
     return found
@@ -136,7 +137,7 @@ def main() -> None:
         with np.load(source) as data:
             if "soft_modes" in data:
                 parser.error(f"{source} has soft_modes already: give the file it was made from")
-    args.out.mkdir(parents=True, exist_ok=True)
+    begin(args.out, {"model": args.model, "fmax": args.fmax})
     model = NNPCalculator(args.model) if args.model else None
     for source in args.files:
         path = args.out / source.name
