@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,14 @@ from torch import Tensor
 from nnpcalc.backends import Engine
 from nnpcalc.batch import AtomsBatch
 from nnpcalc.neighbors import neighbor_list
-from nnpcalc.state import State, element_symbol, system_label
+from nnpcalc.state import (
+    CHARGE_KEYS,
+    MULTIPLICITY_KEYS,
+    State,
+    element_symbol,
+    says,
+    system_label,
+)
 
 FloatArray = NDArray[np.float64]
 
@@ -38,6 +45,9 @@ BYTES_PER_PAIR_AND_CHANNEL = {"eager": 700, "torchscript": 700, "fused": 110}
 #: passes of 90 MB, 8 ms in passes of 600 MB. A device gets as much as it has free.
 CPU_BUDGET = 1 << 27
 FREE_SHARE = 0.5
+
+#: Systems, and reasons, that an error tells of if several systems cannot be computed.
+MOST_TOLD = 10
 
 _KEYS = (
     "energy", "energies", "forces", "stress", "charges", "dipole", "energy_uncertainty",
@@ -116,19 +126,40 @@ def checked_batch(
 
     Raises:
         InputError, StateError: as `AtomsBatch.from_atoms`.
-        ExtrapolationError: an element, charge or multiplicity outside of the model's range, or
-            missing partial charges.
+        ExtrapolationError: an element, charge or multiplicity outside of the model's range, no
+            electrons, or missing partial charges.
+        If several structures cannot be computed, the error tells of all.
     """
-    batch = AtomsBatch.from_atoms(
-        structures,
-        dtype=engine.dtype,
-        charge=charge,
-        multiplicity=multiplicity,
-    )
-    charges, multiplicities = batch.charge.tolist(), batch.multiplicity.tolist()
-    states = [State(q, m) for q, m in zip(charges, multiplicities, strict=True)]
-    for k, (atoms, state) in enumerate(zip(structures, states, strict=True)):
-        _check_range(engine, atoms, state, k if len(structures) > 1 else None, on_extrapolation)
+
+    def check(part: Sequence[Atoms], alone: bool) -> tuple[AtomsBatch, list[State]]:
+        batch = AtomsBatch.from_atoms(
+            part, dtype=engine.dtype, charge=charge, multiplicity=multiplicity
+        )
+        charges, multiplicities = batch.charge.tolist(), batch.multiplicity.tolist()
+        states = [State(q, m) for q, m in zip(charges, multiplicities, strict=True)]
+        for k, (atoms, state) in enumerate(zip(part, states, strict=True)):
+            chosen = multiplicity is None and not says(atoms, MULTIPLICITY_KEYS)
+            _check_range(
+                engine, atoms, state, None if alone else k, on_extrapolation, lowest=chosen
+            )
+        return batch, states
+
+    try:
+        batch, states = check(structures, alone=len(structures) == 1)
+    except ValueError as error:
+        refused = _refusals(structures, lambda atoms: check([atoms], alone=False))
+        count = sum(map(len, refused.values()))
+        if count < 2:
+            raise
+        told = [
+            f"{before}system{'s' * (len(places) > 1)} {_few(places)}{after}"
+            for (before, after), places in refused.items()
+        ]
+        more = f"; and {len(told) - MOST_TOLD} other reasons" if len(told) > MOST_TOLD else ""
+        raise type(error)(
+            f"{count} of {len(structures)} systems cannot be computed: "
+            f"{'; '.join(told[:MOST_TOLD])}{more}"
+        ) from error
     if "partial_charges" not in engine.conditions:
         batch = replace(batch, partial_charges=None)
     elif batch.partial_charges is None:
@@ -141,10 +172,39 @@ def checked_batch(
     return (batch if device.type == "cpu" else batch.to(device)), states
 
 
+def _refusals(
+    structures: Sequence[Atoms], check: Callable[[Atoms], Any]
+) -> dict[tuple[str, str], list[int]]:
+    """What `check` says before and after "system 0" of structures alone, and of which ones."""
+    told: dict[tuple[str, str], list[int]] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExtrapolationWarning)  # all were warned of before
+        for k, atoms in enumerate(structures):
+            try:
+                check(atoms)
+            except ValueError as error:
+                before, _, after = str(error).partition("system 0")
+                told.setdefault((before, after), []).append(k)
+    return told
+
+
+def _few(places: list[int]) -> str:
+    more = len(places) - MOST_TOLD
+    return ", ".join(map(str, places[:MOST_TOLD])) + (f" and {more} more" if more > 0 else "")
+
+
 def _check_range(
-    engine: Engine, atoms: Atoms, state: State, system: int | None, on_extrapolation: str
+    engine: Engine,
+    atoms: Atoms,
+    state: State,
+    system: int | None,
+    on_extrapolation: str,
+    lowest: bool,
 ) -> None:
-    """Elements the model knows, charges and multiplicities its card lists."""
+    """Elements the model knows, charges and multiplicities its card lists.
+
+    `lowest`: nobody gave the multiplicity, it is the lowest of this number of electrons.
+    """
     unknown = ~engine.knows[atoms.numbers]
     if unknown.any():
         k = int(unknown.argmax())
@@ -161,6 +221,14 @@ def _check_range(
         )
     if not len(atoms):
         return
+    electrons = int(atoms.numbers.sum()) - state.charge
+    if not electrons:
+        _refuse(
+            f"{system_label(atoms, system)} with charge {state.charge} has no electrons and "
+            "therefore no electronic energy",
+            "count it as 0, correct its charge",
+            on_extrapolation,
+        )
     for name, value, listed, key in (
         ("charge", state.charge, "charges", "charge"),
         ("multiplicity", state.multiplicity, "multiplicities", "spin"),
@@ -174,15 +242,28 @@ def _check_range(
         if value in trained:
             continue
         text = (
-            f"{system_label(atoms, system)}: {name} {value} is outside of what {engine.name} was "
-            f"trained on, {name} {', '.join(map(str, sorted(trained)))}"
+            f"{name} {value} is outside of what {engine.name} was trained on, {name} "
+            f"{', '.join(map(str, sorted(trained)))}"
         )
-        if on_extrapolation == "raise":
-            raise ExtrapolationError(
-                f"{text}; correct atoms.info[{key!r}], use another model, or "
-                "on_extrapolation='warn' to compute it all the same"
-            )
-        warnings.warn(text, ExtrapolationWarning, stacklevel=2)
+        if name == "multiplicity" and lowest and electrons % 2 and all(m % 2 for m in trained):
+            nobody = state.charge == 0 and not says(atoms, CHARGE_KEYS)
+            doubt = ", which nobody set: is its charge missing?" if nobody else ": is this right?"
+            text = f" has {electrons} electrons with charge {state.charge}{doubt} The lowest {text}"
+            advice = "set atoms.info['charge'] (on the command line --charge), use another model"
+        else:
+            text = f": {text}"
+            advice = f"correct atoms.info[{key!r}] (on the command line --{key}), use another model"
+        _refuse(f"{system_label(atoms, system)}{text}", advice, on_extrapolation)
+
+
+def _refuse(text: str, advice: str, on_extrapolation: str) -> None:
+    """An error with advice, or a warning."""
+    if on_extrapolation == "raise":
+        raise ExtrapolationError(
+            f"{text}; {advice}, or on_extrapolation='warn' (--on-extrapolation warn) to compute it "
+            "all the same"
+        )
+    warnings.warn(text, ExtrapolationWarning, stacklevel=3)
 
 
 # --- tensors -> numbers ------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from nnpcalc.batch import AtomsBatch
 from nnpcalc.calculator import NNPCalculator
 from nnpcalc.md.forcefield import ForceField, Forces, as_force_field
+from nnpcalc.optimizer import Optimized
 from nnpcalc.optimizer.constraints import mobile_coordinates
 from nnpcalc.potential import Potential
 from nnpcalc.state import State, system_label
@@ -170,15 +172,35 @@ class Vibrations:
         )
 
 
+@overload
 def vibrations(
-    atoms: Atoms,
+    atoms: Atoms | Optimized,
+    model: Any,
+    *,
+    device: torch.device | str | None = ...,
+    dtype: torch.dtype | str = ...,
+    on_extrapolation: str = ...,
+    displacement: float = ...,
+) -> Vibrations: ...
+@overload
+def vibrations(
+    atoms: Sequence[Atoms] | Sequence[Optimized],
+    model: Any,
+    *,
+    device: torch.device | str | None = ...,
+    dtype: torch.dtype | str = ...,
+    on_extrapolation: str = ...,
+    displacement: float = ...,
+) -> list[Vibrations]: ...
+def vibrations(
+    atoms: Atoms | Optimized | Sequence[Atoms] | Sequence[Optimized],
     model: Any,
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str = "float64",
     on_extrapolation: str = "raise",
     displacement: float = 0.005,
-) -> Vibrations:
+) -> Vibrations | list[Vibrations]:
     """Normal modes of a structure, from the second derivatives of the energy.
 
     These are exact where the model has them; of a function, and of a TorchScript file, they are
@@ -188,7 +210,8 @@ def vibrations(
     `FixCartesian` are honoured.
 
     Args:
-        atoms: one structure, at a minimum or saddle point of the same model; it is not changed.
+        atoms: a structure at a minimum or saddle point of the same model, which is not changed; or
+            a result of `nnpcalc.optimize`; or a list of these, computed one after the other.
         model: a name, path, `Potential`, `NNPCalculator` (which keeps its own dtype), or a function
             of an `AtomsBatch` that returns `nnpcalc.md.Forces`.
         device, dtype, on_extrapolation: as for `NNPCalculator`, of a model that is not one yet.
@@ -207,13 +230,19 @@ def vibrations(
     >>> [round(f, -3) for f in vibrations(water, "tensornet-spice").frequencies.tolist()]
     [2000.0, 4000.0, 4000.0]
     """
-    if not len(atoms):
-        raise ValueError("a structure without atoms does not vibrate")
-    mobile = mobile_coordinates(atoms)
-    known = (str, os.PathLike, Potential)
+    known = (str, os.PathLike, Potential, list, tuple)
     if isinstance(model, known):
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         model = NNPCalculator(model, on_extrapolation=on_extrapolation, **options)
+    if isinstance(atoms, (list, tuple)):
+        return [vibrations(one, model, displacement=displacement) for one in atoms]
+    if isinstance(atoms, Optimized):
+        atoms = atoms.atoms
+    if not isinstance(atoms, Atoms):
+        raise TypeError(f"expected ase.Atoms or a result of optimize, not {type(atoms).__name__}")
+    if not len(atoms):
+        raise ValueError("a structure without atoms does not vibrate")
+    mobile = mobile_coordinates(atoms)
     field = as_force_field(model)
     batch, state = _batch(atoms, field)
     first = field(batch)

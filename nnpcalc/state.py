@@ -55,7 +55,12 @@ class State:
 
 
 def resolve_state(
-    atoms: Atoms, charge: int = 0, multiplicity: int | None = None, *, system: int | None = None
+    atoms: Atoms,
+    charge: int = 0,
+    multiplicity: int | None = None,
+    *,
+    system: int | None = None,
+    source: str | None = None,
 ) -> State:
     """Charge and multiplicity of `atoms`: those in `atoms.info`, else the defaults.
 
@@ -65,6 +70,7 @@ def resolve_state(
         multiplicity: 2S + 1 used when `info` has none; None means the lowest that the number of
             electrons allows.
         system: index of the structure in a batch, named in errors.
+        source: where `charge` and `multiplicity` come from, named in errors; None: the defaults.
 
     Raises:
         StateError: a value that is not an integer, spellings that disagree, a multiplicity below 1,
@@ -82,9 +88,16 @@ def resolve_state(
     State(charge=-1, multiplicity=1)
     """
     try:
-        return _resolve(atoms.info, int(atoms.numbers.sum()), charge, multiplicity, len(atoms))
+        return _resolve(
+            atoms.info, int(atoms.numbers.sum()), charge, multiplicity, len(atoms), source
+        )
     except StateError as error:
         raise StateError(f"{system_label(atoms, system)}: {error}") from None
+
+
+def says(atoms: Atoms, keys: tuple[str, ...]) -> bool:
+    """Whether `atoms.info` says something under one of the spellings."""
+    return any(key in atoms.info for key in keys)
 
 
 def as_integer(value: Any, name: str) -> int:
@@ -101,11 +114,11 @@ def as_integer(value: Any, name: str) -> int:
         shown = f"{reprlib.repr(value)} ({type(value).__name__})"
         if isinstance(plain, bool) or not isinstance(plain, (int, float, np.floating)):
             hint = "; delete the key to use the default" if value is None else ""
+            hint = "; use int(...) of a number that was read as text" if _is_text(value) else hint
             raise StateError(f"{name} must be an integer, not {shown}{hint}")
         if not isinstance(plain, int) and not (np.isfinite(plain) and plain == np.rint(plain)):
-            raise StateError(
-                f"{name} must be an integer, not {shown}; round a sum of partial charges"
-            )
+            hint = "round a sum of partial charges" if "charge" in name else "it is 2S + 1, not S"
+            raise StateError(f"{name} must be an integer, not {shown}; {hint}")
         number = int(plain)
     if abs(number) > LARGEST_INTEGER:
         raise StateError(
@@ -140,12 +153,23 @@ def _is_numpy_number(value: Any) -> bool:
     )
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, (str, bytes)) or (
+        isinstance(value, np.ndarray) and value.dtype.kind in "SU"
+    )
+
+
 def _resolve(
-    info: Mapping[Any, Any], protons: int, charge: Any, multiplicity: Any, n_atoms: int
+    info: Mapping[Any, Any],
+    protons: int,
+    charge: Any,
+    multiplicity: Any,
+    n_atoms: int,
+    default: str | None,
 ) -> State:
     given_charge, charge_source = _read(info, CHARGE_KEYS)
     if given_charge is None:
-        charge_source = "the default charge"
+        charge_source = default or "the default charge"
         given_charge = as_integer(charge, charge_source)
     electrons = protons - given_charge
     _check_electrons(electrons, protons, given_charge, charge_source, n_atoms)
@@ -154,7 +178,7 @@ def _resolve(
     if given_multiplicity is None:
         if multiplicity is None:
             return State(given_charge, 1 + electrons % 2)
-        source = "the default multiplicity"
+        source = default or "the default multiplicity"
         given_multiplicity = as_integer(multiplicity, source)
     counted = (
         f"{electrons} electrons ({protons} protons, charge {given_charge} from {charge_source})"

@@ -85,7 +85,7 @@ def state_energies(
     State(charge=2, multiplicity=1)
     """
     calculator = _calculator(model, options)
-    wanted = [_as_state(atoms, state) for state in states]
+    wanted = [as_state(atoms, state) for state in states]
     properties = ("energy", "forces") if forces else ("energy",)
     return calculator.evaluate([_in_state(atoms, state) for state in wanted], properties)
 
@@ -107,7 +107,7 @@ def vertical_energies(atoms: Atoms, model: Any, **options: Any) -> VerticalEnerg
     """
     calculator = _calculator(model, options)
     own = resolve_state(atoms, calculator.charge, calculator.multiplicity)
-    _check(atoms, own, calculator)
+    _check(atoms, calculator)
     electrons = int(atoms.numbers.sum()) - own.charge
     candidates: dict[str, tuple[State, State] | str] = {
         "ionisation_energy": "there is no electron to take away",
@@ -127,7 +127,7 @@ def vertical_energies(atoms: Atoms, model: Any, **options: Any) -> VerticalEnerg
                 raise StateError(needed)
             _check_seen("multiplicity" if name == "singlet_triplet_gap" else "charge", calculator)
             for state in needed:
-                _check(atoms, state, calculator)
+                _check(_in_state(atoms, state), calculator)
         except (StateError, ExtrapolationError) as error:
             missing[name] = str(error)
     pairs = {n: p for n, p in candidates.items() if n not in missing and not isinstance(p, str)}
@@ -160,8 +160,12 @@ def _calculator(model: Any, options: Mapping[str, Any]) -> NNPCalculator:
     return model
 
 
-def _as_state(atoms: Atoms, state: tuple[int, int] | int | State) -> State:
-    """A state that this molecule can have."""
+def as_state(atoms: Atoms, state: tuple[int, int] | int | State) -> State:
+    """One of the states asked for, whatever the `info` of the structure says.
+
+    Raises:
+        StateError: this molecule cannot have it.
+    """
     if isinstance(state, State):
         state = (state.charge, state.multiplicity)
     charge, multiplicity = state if isinstance(state, Sequence) else (state, None)
@@ -170,6 +174,7 @@ def _as_state(atoms: Atoms, state: tuple[int, int] | int | State) -> State:
         stateless,
         as_integer(charge, "the charge"),
         None if multiplicity is None else as_integer(multiplicity, "the multiplicity"),
+        source="the states asked for",
     )
 
 
@@ -182,13 +187,13 @@ def _in_state(atoms: Atoms, state: State) -> Atoms:
     return copy
 
 
-def _check(atoms: Atoms, state: State, calculator: NNPCalculator) -> None:
-    """Refuse a state that cannot be, or that the model does not cover."""
+def _check(atoms: Atoms, calculator: NNPCalculator) -> None:
+    """Refuse a structure in a state that cannot be, or that the model does not cover."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExtrapolationWarning)  # the evaluation warns
         checked_batch(
             calculator._engine,
-            [_in_state(atoms, state)],
+            [atoms],
             device=torch.device("cpu"),
             charge=calculator.charge,
             multiplicity=calculator.multiplicity,

@@ -94,6 +94,48 @@ def test_energy_of_a_committee(
     assert "twice" in one_line(capsys, [*command, "--model", "small", "--model", "small"])
 
 
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Two that tensornet-spice knows, between them an unknown element and a missing charge."""
+    frames = [molecule(name) for name in ("H2O", "NaCl", "OH", "CH4")]
+    write(tmp_path / "mixed.extxyz", frames)
+    return tmp_path / "mixed.extxyz"
+
+
+def test_structures_that_cannot_be_computed(
+    mixed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["energy", str(mixed), "--model", "tensornet-spice", "--json"]
+    error = one_line(capsys, command)
+    assert "2 of 4 systems" in error and "system 1 (ClNa): atom 0 is Na" in error
+    assert "system 2 (HO) has 9 electrons with charge 0, which nobody set" in error
+    assert main([*command, "--skip"]) == 1
+    out, err = capsys.readouterr()
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [(r["structure"], r["formula"]) for r in found] == [(0, "H2O"), (3, "CH4")]
+    lines = err.splitlines()
+    assert lines[0].startswith("nnpcalc: structure 1 is left out: ClNa: atom 0 is Na")
+    assert lines[1].startswith("nnpcalc: structure 2 is left out: HO has 9") and len(lines) == 2
+    assert main([*command, "--skip", "--index", "0"]) == 0
+    assert capsys.readouterr() == (out.splitlines()[0] + "\n", "")
+
+
+@pytest.mark.filterwarnings("default::nnpcalc.evaluation.ExtrapolationWarning")
+@pytest.mark.parametrize("command", [["energy"], ["opt"], ["md", "--steps", "1"], ["states"]])
+def test_extrapolation_as_advised(
+    command: list[str],
+    mixed: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(mixed.parent)
+    command = [*command, str(mixed), "--model", "tensornet-spice", "--index", "2"]
+    assert "HO has 9 electrons" in one_line(capsys, command)
+    assert main([*command, "--on-extrapolation", "warn"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines and all(line.startswith("nnpcalc: warning: ") and "HO" in line for line in lines)
+
+
 def test_charge_of_the_command_line_wins(
     small_model: Path, water: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

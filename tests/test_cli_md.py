@@ -22,6 +22,7 @@ from nnpcalc import md
 from nnpcalc.cli import _parser, main
 from nnpcalc.cli.md import _integrator, _steps, _watchdog
 from nnpcalc.cli.progress import CSVLog, Progress, bar, clock, display_mode
+from nnpcalc.report.collect import collect
 
 #: The weights are random: only numbers that are not finite stop a run.
 CALM = ["--max-temperature", "none", "--max-energy-jump", "none", "--min-distance", "none"]
@@ -195,6 +196,48 @@ def test_a_committee_and_its_limit(
     assert main(command(ethanol, "--steps", "5", "--max-uncertainty", "none")) == 0
     assert main([*both, "--max-uncertainty", "nan"]) == 2
     assert "max_uncertainty must be positive (eV/Å), not nan" in capsys.readouterr().err
+
+
+def test_what_a_committee_says_of_its_uncertainty(
+    other_model: Path, ethanol: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from nnpcalc import NNPCalculator
+
+    run = tmp_path / "run.xyz"
+    files = ["--trajectory", str(run), "--interval", "2"]
+    assert main(command(ethanol, "--model", "other", "--steps", "4", *files)) == 0
+    *lines, _ = records(capsys.readouterr().out)
+    frames = list(md.read_trajectory(run))
+    calculator = NNPCalculator(["small", "other"], device="cpu", dtype="float64")
+    assert len(lines) == len(frames) == 3
+    for line, frame, found in zip(lines, frames, calculator.evaluate(frames), strict=True):
+        assert found.forces_uncertainty is not None
+        expected = {"energy_uncertainty": found.energy_uncertainty,
+                    "max_uncertainty": found.forces_uncertainty.max()}  # fmt: skip
+        for name, value in expected.items():
+            assert value is not None and value > 1e-5
+            assert line[name] == [pytest.approx(value, rel=1e-5)]
+            assert frame.info[name] == pytest.approx(value, rel=1e-5)
+    (series,) = [values for name, _, values in collect(frames, []).panels() if "uncert" in name]
+    assert series[0][2] == [frame.info["energy_uncertainty"] for frame in frames]
+    assert main(command(ethanol, "--steps", "1")) == 0
+    assert "uncertainty" not in capsys.readouterr().out
+
+
+def test_several_structures(
+    small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last is run, which is said unless somebody asked for it."""
+    path = tmp_path / "three.extxyz"
+    write(path, [molecule("CH4"), molecule("CH4"), molecule("H2O")])
+    for index, said, counts in (
+        ([], "nnpcalc: 3 structures, the last is run; --index : for all\n", 1),
+        (["--index", "-1"], "", 1),
+        (["--index", ":"], "", 3),
+    ):
+        assert main(command(path, "--steps", "1", *index)) == 0
+        out, err = capsys.readouterr()
+        assert err == said and len(records(out)[0]["replica"]) == counts
 
 
 @pytest.mark.parametrize(

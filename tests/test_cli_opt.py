@@ -11,7 +11,7 @@ import pytest
 from ase.build import molecule
 from ase.io import read, write
 
-from nnpcalc import state_energies, vibrations
+from nnpcalc import NNPCalculator, state_energies, vibrations
 from nnpcalc.cli import main
 from test_cli import one_line
 
@@ -74,6 +74,44 @@ def test_opt_that_does_not_converge(molecules: Path, capsys: pytest.CaptureFixtu
     assert err.splitlines()[0].startswith("nnpcalc: structure 1 did not converge: atom 1 (H) and")
     assert err.splitlines()[1].endswith("fmax is not reached after 2 steps")
     assert [frame.info["converged"] for frame in read("some-opt.xyz", ":")] == [True, False, False]
+
+
+def test_opt_leaves_out_what_cannot_be_computed(
+    molecules: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("mixed.traj", [molecule(name) for name in ("NaCl", "H2O", "OH", "CH4")])
+    opt = ["opt", "mixed.traj", *MODEL, "--json"]
+    error = one_line(capsys, opt)
+    assert "system 0 (ClNa): atom 0 is Na" in error and "system 2 (HO) has 9 electrons" in error
+    assert main([*opt, "--skip"]) == 1
+    out, err = capsys.readouterr()
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [(r["structure"], r["formula"]) for r in found] == [(1, "H2O"), (3, "CH4")]
+    first, second = err.splitlines()
+    assert first.startswith("nnpcalc: structure 0 is left out: ClNa: atom 0")
+    assert second.startswith("nnpcalc: structure 2 is left out: HO has 9")
+    assert [len(frame) for frame in read("mixed-opt.xyz", ":")] == [3, 5]
+    assert main([*opt, "--skip", "--index", "0", "--output", "none.xyz"]) == 1
+    assert not Path("none.xyz").exists()
+
+
+def test_opt_of_a_committee(
+    other_model: Path, molecules: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opt = ["opt", str(molecules), "--model", "small", "--model", "other", "--index", "0"]
+    opt += ["--steps", "2", "--dtype", "float64", "--overwrite", "--output", "out.xyz"]
+    main([*opt, "--json"])
+    (line,) = records(capsys)
+    frame = read("out.xyz")
+    expected = NNPCalculator(["small", "other"], device="cpu", dtype="float64").evaluate([frame])[0]
+    assert expected.energy_uncertainty is not None and expected.energy_uncertainty > 1e-4
+    for found in (line["energy_uncertainty"], frame.info["energy_uncertainty"]):
+        assert found == pytest.approx(expected.energy_uncertainty, abs=1e-6)
+    for each in (line["forces_uncertainty"], frame.arrays["forces_uncertainty"]):
+        np.testing.assert_allclose(each, expected.forces_uncertainty, atol=1e-6)
+    main(opt)
+    head, row, _ = capsys.readouterr().out.splitlines()
+    assert "+- energy" in head and f" {line['energy_uncertainty']:.6f} " in row
 
 
 def test_opt_mistakes(molecules: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,6 +188,35 @@ def test_vertical_states(
     assert main(small) == 0
     out = capsys.readouterr().out
     assert "ionisation energy" in out and "singlet-triplet gap  not available: H2O: " in out
+
+
+def test_states_of_molecules_that_have_none_of_them(
+    molecules: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("three.traj", [molecule(name) for name in ("H2O", "OH", "CH4")])
+    states = ["states", "three.traj", *MODEL, "--charges", "0", "2", "--multiplicities", "1"]
+    assert main([*states, "--json"]) == 1
+    found = records(capsys)
+    assert [len(r["states"]) for r in found] == [2, 0, 2] and "error" not in found[0]
+    assert found[1]["formula"] == "HO" and "none of the states asked for" in found[1]["error"]
+    assert main(states) == 1
+    blocks = capsys.readouterr().out.split("\n\n")
+    assert blocks[1].startswith("structure 1: HO\nnot computed: none of the states asked for is ")
+    assert blocks[2].startswith("structure 2: CH4\ncharge")
+
+
+def test_the_examples_of_states_can_be_computed(
+    molecules: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["states", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    examples = [line.split()[1:] for line in lines if line.startswith("  nnpcalc states ")]
+    assert len(examples) == 2
+    for command in examples:
+        command[1] = str(molecules)
+        assert main([*command, "--index", "0"]) == 0
+    assert "not available" not in capsys.readouterr().out
 
 
 def test_states_mistakes(molecules: Path, capsys: pytest.CaptureFixture[str]) -> None:

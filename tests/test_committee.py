@@ -9,7 +9,7 @@ from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
-from nnpcalc import NNPCalculator, md
+from nnpcalc import NNPCalculator, md, optimize
 from nnpcalc.committee import CommitteeError
 from tests.tiny_model import make_potential
 
@@ -160,6 +160,22 @@ def test_dynamics_know_the_uncertainty(members):
     np.testing.assert_allclose(
         found.uncertainty, [result.forces_uncertainty.max() for result in expected], atol=1e-9
     )
+    energies = [result.energy_uncertainty for result in expected]
+    np.testing.assert_allclose(found.energy_uncertainty, energies, atol=1e-9)
+
+
+def test_optimised_structures_have_an_uncertainty(members):
+    water, ion, _ = structures()
+    overlapping = molecule("H2O")
+    overlapping.positions[1] = overlapping.positions[2]
+    calc = NNPCalculator(members, dtype="float64")
+    found = optimize([water, overlapping, ion], calc, steps=1)
+    ends = calc.evaluate([found[0].atoms, found[2].atoms])
+    for result, end in zip(found[::2], ends, strict=True):
+        assert result.energy_uncertainty == pytest.approx(end.energy_uncertainty, abs=1e-9)
+        np.testing.assert_allclose(result.forces_uncertainty, end.forces_uncertainty, atol=1e-9)
+    assert found[1].energy_uncertainty is None and found[1].forces_uncertainty is None
+    assert optimize(water, members[0], steps=1).energy_uncertainty is None
 
 
 def test_the_watchdog_stops_where_the_members_disagree(members):

@@ -135,6 +135,56 @@ def test_errors_name_the_place_in_the_list(calc: NNPCalculator) -> None:
         calc.evaluate([good, Atoms("He")])
 
 
+def test_an_error_names_all_that_cannot_be_computed(calc: NNPCalculator) -> None:
+    good, helium, broken = molecule("H2O"), Atoms("He"), molecule("CH4")
+    broken.positions[2, 0] = np.nan
+    with pytest.raises(
+        ValueError,
+        match=r"^4 of 6 systems cannot be computed: systems 1, 4 \(He\): atom 0 is He, .*; "
+        r"system 2, atom 2 \(H\) has the non-finite .*; system 5 \(CH4\): multiplicity 2 ",
+    ):
+        calc.evaluate([good, helium, broken, good, helium, molecule("CH4", info={"spin": 2})])
+    with pytest.raises(ValueError, match=r"systems 0, 1, 2, .*, 8, 9 and 5 more \(He\): "):
+        calc.evaluate([helium] * 15)
+    many = [molecule("H2O", info={"charge": q}) for q in range(11, 24)]
+    with pytest.raises(ValueError, match=r"^13 of 13 .* largest charge is 10; and 3 other reasons"):
+        calc.evaluate(many)
+
+
+def test_a_forgotten_charge() -> None:
+    calc = NNPCalculator("tensornet-spice", device="cpu")
+    formate = molecule("HCOOH")[:4]
+    missing = "CHO2 has 23 electrons with charge 0, which nobody set: is its charge missing?"
+    with pytest.raises(module.ExtrapolationError) as caught:
+        calc.get_potential_energy(formate)
+    text = str(caught.value)
+    assert text.startswith(missing) and "set atoms.info['charge']" in text and "spin" not in text
+    assert "--charge" in text and "--on-extrapolation warn" in text
+    with pytest.raises(ValueError, match=r"system 1 \(CHO2\) has 23 electrons"):
+        calc.evaluate([molecule("H2O"), formate])
+    calc.on_extrapolation = "warn"
+    with pytest.warns(module.ExtrapolationWarning, match=f"^{missing[:-1]}"):
+        calc.evaluate(formate)
+    calc.on_extrapolation = "raise"
+    formate.info["charge"] = 0
+    with pytest.raises(ValueError, match=r"CHO2 has 23 electrons with charge 0: is this right\?"):
+        calc.evaluate(formate)
+    formate.info["spin"] = 2  # somebody means it
+    with pytest.raises(ValueError, match=r"CHO2: multiplicity 2 is outside .*atoms.info\['spin'\]"):
+        calc.evaluate(formate)
+    formate.info = {"charge": -1}
+    assert np.isfinite(calc.get_potential_energy(formate))
+
+
+def test_without_electrons_there_is_no_energy(calc: NNPCalculator) -> None:
+    proton = Atoms("H", info={"charge": 1})
+    with pytest.raises(module.ExtrapolationError, match=r"H with charge 1 has no electrons"):
+        calc.get_potential_energy(proton)
+    calc.on_extrapolation = "warn"
+    with pytest.warns(module.ExtrapolationWarning, match="no electrons"):
+        assert np.isfinite(calc.get_potential_energy(proton))
+
+
 def out_of_memory(
     calc: NNPCalculator, monkeypatch: pytest.MonkeyPatch, limit: int, error: Exception
 ) -> list[int]:

@@ -126,6 +126,23 @@ def test_a_value_is_shown_as_it_was_given() -> None:
         resolve_state(water(charge=None))
 
 
+def test_the_hint_fits_the_quantity() -> None:
+    for key, value, hint in (
+        ("charge", 0.5, "; round a sum of partial charges"),
+        ("spin", 1.5, "; it is 2S + 1, not S"),
+        ("charge", "-1", "; use int(...) of a number that was read as text"),
+        ("mult", np.array("1"), "; use int(...) of a number that was read as text"),
+    ):
+        with pytest.raises(StateError) as caught:
+            resolve_state(water(**{key: value}))
+        assert str(caught.value).endswith(hint)
+
+
+def test_the_source_of_a_state_is_named() -> None:
+    with pytest.raises(StateError, match="charge 11 from the states asked for removes more"):
+        resolve_state(water(), 11, source="the states asked for")
+
+
 def test_a_long_value_does_not_fill_the_screen() -> None:
     with pytest.raises(StateError) as caught:
         resolve_state(water(charge="x" * 100_000))

@@ -130,7 +130,10 @@ def test_a_model_that_is_blind_to_states() -> None:
 def test_a_bare_proton_has_no_electron_to_lose() -> None:
     proton = Atoms("H")
     proton.info["charge"] = 1
-    found = vertical_energies(proton, make_calculator())
+    with pytest.raises(ExtrapolationError, match="has no electrons"):
+        vertical_energies(proton, make_calculator())
+    with pytest.warns(ExtrapolationWarning, match="has no electrons"):
+        found = vertical_energies(proton, make_calculator(on_extrapolation="warn"))
     assert found.missing["ionisation_energy"] == "there is no electron to take away"
     assert "singlet_triplet_gap" in found.missing  # 2 unpaired electrons of none
     assert found.electron_affinity is not None
@@ -138,8 +141,11 @@ def test_a_bare_proton_has_no_electron_to_lose() -> None:
 
 def test_mistakes() -> None:
     calculator = make_calculator()
-    with pytest.raises(StateError, match="impossible"):
-        state_energies(molecule("H2O"), calculator, [(1, 1)])
+    with pytest.raises(StateError, match="impossible") as caught:
+        state_energies(molecule("H2O"), calculator, [(0, 1), (1, 1)])
+    source = "from the states asked for"
+    assert f"multiplicity 1 {source}" in str(caught.value)
+    assert f"charge 1 {source}" in str(caught.value) and "default" not in str(caught.value)
     with pytest.raises(StateError, match="must be an integer"):
         state_energies(molecule("H2O"), calculator, [(0.5, 1)])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="device: options of a model"):

@@ -84,7 +84,11 @@ def bad_frames():
     del no_forces.arrays["forces"]
     return [
         (periodic, "frame 1 .* is periodic, which training does not support"),
-        (no_forces, r"frame 1 \(H2O\) has no forces: looked for forces, REF_forces"),
+        (
+            no_forces,
+            r"frame 1 \(H2O\) has no forces: looked for forces, REF_forces; .*"
+            r"\[data.labels\] forces = NAME, or nnpcalc evaluate --label forces=NAME",
+        ),
         (broken, "frame 1 .*energy.* is not finite"),
         (water(spin=2), "frame 1: H2O: multiplicity 2 .* is impossible"),
         (water(charge=0.5), "frame 1: H2O: .*must be an integer"),
@@ -304,7 +308,7 @@ def test_bad_hdf5_groups_are_named(h5py, tmp_path):
     refused("total_charge is in 'coulomb', a unit", set_unit("total_charge", "coulomb"))
     refused("has no attribute 'u'", lambda group: group["energies"].attrs.pop("u"))
     refused("group hydroxyl, conformer 1: forces is not finite", nan)
-    refused(r"none of the datasets dft_total_energy.*\[data.labels\] energy = NAME",
+    refused(r"none of the datasets dft_total_energy.*\[data.labels\] energy = NAME, or .*--label",
             lambda group: group.move("energies", "mp2_energy"))  # fmt: skip
     refused("multiplicity 2 .* is impossible", lambda group: group["total_charge"].write_direct(
         np.array([[-1], [-1]])))  # fmt: skip

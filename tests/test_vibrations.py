@@ -208,6 +208,16 @@ def test_mistakes(calculator: NNPCalculator) -> None:
         vibrations(Atoms("Au"), calculator)
 
 
+def test_results_of_an_optimisation(calculator: NNPCalculator) -> None:
+    results = optimize([molecule("H2O"), molecule("CO")], calculator, fmax=1e-4)
+    one, two = vibrations(results, calculator)
+    for found in (vibrations(results[0], calculator), vibrations(results[0].atoms, calculator)):
+        np.testing.assert_array_equal(found.frequencies, one.frequencies)
+    assert two.shape == "linear"
+    with pytest.raises(TypeError, match=r"expected ase.Atoms or a result of optimize, not str"):
+        vibrations("H2O", calculator)  # type: ignore[call-overload]
+
+
 def test_the_input_is_not_changed(calculator: NNPCalculator) -> None:
     atoms = relaxed("H2O", calculator)
     before, kept = atoms.copy(), atoms.calc
@@ -215,3 +225,12 @@ def test_the_input_is_not_changed(calculator: NNPCalculator) -> None:
     assert atoms == before and atoms.calc is kept and isinstance(kept, Calculator)
     found.atoms.positions[:] = 0.0
     assert atoms == before
+
+
+@pytest.mark.filterwarnings("ignore::nnpcalc.normal_modes.VibrationWarning")
+def test_a_list_of_names_is_a_committee_in_float64() -> None:
+    water = Atoms("OH2", [(0, 0, 0), (0.96, 0, 0), (-0.24, 0.93, 0)])
+    names = ["tensornet-spice", "tensornet-spice-2"]
+    listed = vibrations(water, names).frequencies
+    whole = vibrations(water, NNPCalculator(names, dtype="float64")).frequencies
+    np.testing.assert_array_equal(listed, whole)

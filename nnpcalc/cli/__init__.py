@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from nnpcalc import __version__
 from nnpcalc.cli import (
@@ -53,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        status: int = options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            status: int = options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -65,6 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("nnpcalc: interrupted", file=sys.stderr)
         return 130
     return status
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    print(f"nnpcalc: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _one_line(error: Exception) -> str:

@@ -6,13 +6,14 @@ Nothing heavy is imported at the top, so that `nnpcalc --help` answers at once.
 from __future__ import annotations
 
 import argparse
-import io
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+T = TypeVar("T")
 
 
 # --- options -------------------------------------------------------------------------------------
@@ -27,8 +28,13 @@ def add_structures(parser: argparse.ArgumentParser, index: str = ":") -> None:
     """
     shown = {":": "all", "-1": "the last"}.get(index, index)
     parser.add_argument(
-        "file", nargs="?", help="any structure file that ASE reads; - reads extended XYZ from stdin"
-    )
+        "file", nargs="?",
+        help="any structure file that ASE reads; - reads extended XYZ from stdin. Charge and spin "
+        "are those of charge= and spin= in extended XYZ and ASE's own files, of a comment line of "
+        "exactly two integers in XYZ, of the formal charges and radicals in SDF and molfiles, of "
+        "the formal charges in PDB (columns 79-80), of the line of charge and multiplicity in "
+        "Gaussian input; elsewhere, and if nothing is said, 0 and the lowest possible",
+    )  # fmt: skip
     parser.add_argument(
         "--smiles", action="append", metavar="SMILES",
         help="a molecule in place of a file; may be repeated (needs rdkit)",
@@ -54,7 +60,7 @@ class _Members(argparse.Action):
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """The options --model, a name or (a committee) a list of names, and --backend."""
+    """The options --model, a name or (a committee) a list of names, and what goes with it."""
     parser.add_argument(
         "--model", required=True, action=_Members,
         help="name or path of a model; given several times, their mean, and how far they disagree",
@@ -63,6 +69,21 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--backend", default="auto", choices=["auto", "eager", "fused", "torchscript"],
         help="what computes it (default auto: the fastest that is sure to work here)",
     )  # fmt: skip
+    parser.add_argument(
+        "--on-extrapolation", default="raise", choices=["raise", "warn"],
+        help="what to do about charges and multiplicities that the model was not trained on "
+        "(default raise: refuse them)",
+    )  # fmt: skip
+
+
+def model_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options of `add_model` and `add_machine` say of a model, besides its name."""
+    return {
+        "device": options.device,
+        "dtype": options.dtype,
+        "backend": options.backend,
+        "on_extrapolation": options.on_extrapolation,
+    }
 
 
 def model_name(model: str | list[str]) -> str:
@@ -74,6 +95,14 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     """The options --dtype and --device."""
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+
+
+def add_skip(parser: argparse.ArgumentParser) -> None:
+    """The option --skip, for `computed`."""
+    parser.add_argument(
+        "--skip", action="store_true",
+        help="leave out structures that cannot be computed, say why on stderr, and return status 1",
+    )  # fmt: skip
 
 
 def add_distances(parser: Any) -> None:
@@ -91,68 +120,36 @@ def read_structures(options: argparse.Namespace) -> list[Atoms]:
     """The structures that the options of `add_structures` ask for, with their charge and spin.
 
     Raises:
-        ValueError: neither file nor SMILES, or both, or something that is no structure.
+        ValueError: neither file nor SMILES, or both, or something that is no structure, or has its
+            charge or spin under a name that is not read.
         OSError: a file that cannot be read.
         ImportError: SMILES without rdkit.
     """
-    from nnpcalc.state import CHARGE_KEYS, MULTIPLICITY_KEYS
+    from nnpcalc.cli.structures import Found, read_states, set_state
 
     smiles = options.smiles or []
     if (options.file is None) == (not smiles):
         raise ValueError("give either a structure file (- for stdin) or --smiles")
-    if smiles:
-        from nnpcalc.smiles import from_smiles
+    if not smiles:
+        return read_states(options.file, options.index, options.charge, options.multiplicity)
+    from nnpcalc.smiles import from_smiles
 
-        structures = [from_smiles(text) for text in smiles]
-    else:
-        structures = read_file(options.file, options.index)
-    for atoms in structures:
-        override(atoms, CHARGE_KEYS, options.charge)
-        override(atoms, MULTIPLICITY_KEYS, options.multiplicity)
+    structures = [from_smiles(text) for text in smiles]
+    for text, atoms in zip(smiles, structures, strict=True):
+        set_state(Found(atoms, repr(text), {}), options.charge, options.multiplicity)
     return structures
 
 
-def read_file(file: str, index: str = ":") -> list[Atoms]:
-    """Structures of a file in any format of ASE, or of extended XYZ on stdin.
-
-    Raises:
-        ValueError: it cannot be read as a structure, or has none at this index.
-        OSError: the file cannot be opened; names it.
-    """
-    import ase.io
-    from ase import Atoms
-
-    name = "stdin" if file == "-" else file
-    try:
-        found: Any
-        if file == "-":
-            found = ase.io.read(io.StringIO(sys.stdin.read()), index=index, format="extxyz")
-        else:
-            found = ase.io.read(file, index=index)
-    except Exception as error:  # every format of ASE has errors of its own
-        if isinstance(error, OSError) and error.filename is not None:
-            raise
-        raise ValueError(
-            f"{name} cannot be read as a structure: {type(error).__name__}: {error}"
-        ) from error
-    structures = [found] if isinstance(found, Atoms) else list(found)
-    if not structures:
-        raise ValueError(f"{name} has no structure at index {index!r}")
-    return structures
-
-
-def override(atoms: Atoms, keys: tuple[str, ...], value: int | None) -> None:
-    """Put a value under the first of several spellings and remove the others; None changes nothing.
-
-    Args:
-        atoms: changed; read by this program, not the user's.
-        keys: spellings in `atoms.info`.
-        value: the new value.
-    """
-    if value is not None:
-        for key in keys:
-            atoms.info.pop(key, None)
-        atoms.info[keys[0]] = value
+def computed(structures: Sequence[Atoms], compute: Callable[[Atoms], T]) -> dict[int, T]:
+    """What `compute` makes of each structure, by its place; what it refuses is said on stderr."""
+    found = {}
+    for k, atoms in enumerate(structures):
+        try:
+            found[k] = compute(atoms)
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            print(f"nnpcalc: structure {k} is left out: {reason}", file=sys.stderr)
+    return found
 
 
 # --- printing ------------------------------------------------------------------------------------

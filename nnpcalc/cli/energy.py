@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnpcalc.cli.common import (
     add_machine,
     add_model,
+    add_skip,
     add_structures,
+    computed,
+    model_options,
     print_table,
     read_structures,
     signed,
 )
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from nnpcalc.calculator import NNPCalculator
+    from nnpcalc.evaluation import Evaluation
 
 
 def add_parser(commands: Any) -> None:
@@ -23,6 +32,7 @@ def add_parser(commands: Any) -> None:
     add_model(parser)
     parser.add_argument("--forces", action="store_true", help="print the forces of all atoms")
     parser.add_argument("--json", action="store_true", help="print one JSON object per structure")
+    add_skip(parser)
     add_machine(parser)
     parser.set_defaults(run=run)
 
@@ -32,17 +42,14 @@ def run(options: argparse.Namespace) -> int:
     from nnpcalc.calculator import NNPCalculator
 
     structures = read_structures(options)
-    calculator = NNPCalculator(
-        options.model, device=options.device, dtype=options.dtype, backend=options.backend
-    )
+    calculator = NNPCalculator(options.model, **model_options(options))
+    results = _evaluated(structures, calculator, options.skip)
     committee = isinstance(options.model, list)
     head = ("structure", "formula", "charge", "mult.", "energy/eV", "max |F|/(eV/Å)")
     rows: list[tuple[str, ...]] = [(*head, "+- energy", "+- max |F|") if committee else head]
     force_rows: list[tuple[str, ...]] = [("structure", "atom", "Fx/(eV/Å)", "Fy", "Fz")]
-    for k, (atoms, result) in enumerate(
-        zip(structures, calculator.evaluate(structures), strict=True)
-    ):
-        energy, forces, state = result.energy, result.forces, result.state
+    for k, result in results.items():
+        atoms, energy, forces, state = structures[k], result.energy, result.forces, result.state
         assert forces is not None
         formula = atoms.get_chemical_formula()
         if options.json:
@@ -81,4 +88,16 @@ def run(options: argparse.Namespace) -> int:
     if options.forces and not options.json:
         print()
         print_table(force_rows)
-    return 0
+    return 1 if len(results) < len(structures) else 0
+
+
+def _evaluated(
+    structures: list[Atoms], calculator: NNPCalculator, skip: bool
+) -> dict[int, Evaluation]:
+    """Results by the place of the structure, all in one go if none of them is to be left out."""
+    try:
+        return dict(enumerate(calculator.evaluate(structures)))
+    except ValueError:
+        if not skip:
+            raise
+    return computed(structures, lambda atoms: calculator.evaluate([atoms])[0])

@@ -17,6 +17,7 @@ from nnpcalc.cli.common import (
     add_model,
     add_structures,
     model_name,
+    model_options,
     print_table,
     read_structures,
 )
@@ -67,6 +68,7 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_structures(parser, index="-1")
+    parser.set_defaults(index=None)  # the last one, unless said otherwise
     add_model(parser)
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--steps", type=int, help="time steps in all, also where a run goes on")
@@ -184,9 +186,7 @@ def run(options: argparse.Namespace) -> int:
     limit = getattr(options, "max_uncertainty", None)
     if limit is not None and not isinstance(options.model, list):
         raise ValueError("--max-uncertainty is for committees: give --model twice or more")
-    force_field = md.ModelForceField(
-        options.model, device=options.device, dtype=options.dtype, backend=options.backend
-    )
+    force_field = md.ModelForceField(options.model, **model_options(options))
     mode = display_mode(sys.stdout, options.json, os.environ)
     out = sys.stderr if mode == "bar" else sys.stdout
     progress = Progress(mode, steps, options.timestep, out, coloured(os.environ))
@@ -282,7 +282,13 @@ def _structures(options: argparse.Namespace) -> list[Atoms]:
     """All replicas, copies of a structure one after the other."""
     if options.replicas < 1:
         raise ValueError(f"--replicas must be 1 or more, not {options.replicas}")
-    read = read_structures(options)
+    default = {"index": ":"} if options.index is None else {}
+    read = read_structures(argparse.Namespace(**{**vars(options), **default}))
+    if default and options.file is not None:
+        if len(read) > 1:
+            said = f"nnpcalc: {len(read)} structures, the last is run; --index : for all"
+            print(said, file=sys.stderr)
+        read = read[-1:]
     for i, j in options.distance:
         for k, atoms in enumerate(read):
             if not (0 <= i < len(atoms) and 0 <= j < len(atoms) and i != j):

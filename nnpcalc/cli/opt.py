@@ -12,17 +12,23 @@ from typing import TYPE_CHECKING, Any
 from nnpcalc.cli.common import (
     add_machine,
     add_model,
+    add_skip,
     add_structures,
+    computed,
+    model_options,
     print_table,
     read_structures,
     signed,
 )
 
 if TYPE_CHECKING:
+    from ase import Atoms
+
     from nnpcalc.optimizer import Optimized
 
 EPILOG = """\
-Exit status 1: some did not converge; their last good geometries are written all the same.
+Exit status 1: some did not converge; their last good geometries are written all the same. Or some
+were left out by --skip; these are not.
 
 examples:
   nnpcalc opt molecules.sdf --model tensornet-spice --output relaxed.xyz
@@ -54,6 +60,7 @@ def add_parser(commands: Any) -> None:
         "--method", default="lbfgs", choices=["lbfgs", "fire"], help="(default lbfgs)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per structure")
+    add_skip(parser)
     add_machine(parser)
     parser.set_defaults(run=run)
 
@@ -62,31 +69,45 @@ def run(options: argparse.Namespace) -> int:
     """Optimise, write the structures, print a table or JSON lines."""
     from ase.io import write
 
+    from nnpcalc.md import ModelForceField
     from nnpcalc.optimizer import optimize
+    from nnpcalc.optimizer.constraints import mobile_coordinates
 
     structures = read_structures(options)
     output = _output(options, len(structures))
-    results = optimize(
-        structures,
-        options.model,
-        method=options.method,
-        fmax=options.fmax,
-        steps=options.steps,
-        device=options.device,
-        dtype=options.dtype,
-        backend=options.backend,
+    field = ModelForceField(options.model, **model_options(options))
+
+    def check(atoms: Atoms) -> Atoms:
+        field.batch([atoms])
+        mobile_coordinates(atoms)
+        return atoms
+
+    kept = computed(structures, check) if options.skip else dict(enumerate(structures))
+    if not kept:
+        return 1
+    optimized = optimize(
+        list(kept.values()), field, method=options.method, fmax=options.fmax, steps=options.steps
     )
-    for found in results:
-        found.atoms.info["converged"] = found.converged
-    write(output, [found.atoms for found in results])
-    _report(results, options.json)
-    failed = sum(not found.converged for found in results)
+    results = dict(zip(kept, optimized, strict=True))
+    for found in optimized:
+        _keep(found)
+    write(output, [found.atoms for found in optimized])
+    _report(results, options)
+    failed = sum(not found.converged for found in optimized)
     if not options.json:
         print(f"{len(results) - failed} of {len(results)} converged; written to {output}")
-    for k, found in enumerate(results):
+    for k, found in results.items():
         if found.reason:
             print(f"nnpcalc: structure {k} did not converge: {found.reason}", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed or len(kept) < len(structures) else 0
+
+
+def _keep(found: Optimized) -> None:
+    """Write into the structure what the output file is to say of it."""
+    found.atoms.info["converged"] = found.converged
+    if found.energy_uncertainty is not None and found.forces_uncertainty is not None:
+        found.atoms.info["energy_uncertainty"] = found.energy_uncertainty
+        found.atoms.arrays["forces_uncertainty"] = found.forces_uncertainty
 
 
 def _output(options: argparse.Namespace, count: int) -> Path:
@@ -115,16 +136,18 @@ def _output(options: argparse.Namespace, count: int) -> Path:
     return path
 
 
-def _report(results: list[Optimized], as_json: bool) -> None:
+def _report(results: dict[int, Optimized], options: argparse.Namespace) -> None:
     from nnpcalc.state import resolve_state
 
-    rows: list[tuple[str, ...]] = [
-        ("structure", "formula", "charge", "mult.", "energy/eV", "fmax/(eV/Å)", "steps", "")
-    ]
-    for k, found in enumerate(results):
+    committee = isinstance(options.model, list)
+    spreads = ("+- energy", "+- max |F|") if committee else ()
+    head = ("structure", "formula", "charge", "mult.", "energy/eV", "fmax/(eV/Å)", *spreads)
+    rows: list[tuple[str, ...]] = [(*head, "steps", "")]
+    for k, found in results.items():
         formula, state = found.atoms.get_chemical_formula(), resolve_state(found.atoms)
         known = found.atoms.calc is not None or not len(found.atoms)
-        if as_json:
+        spread, each = found.energy_uncertainty, found.forces_uncertainty
+        if options.json:
             record = {
                 "structure": k,
                 "formula": formula,
@@ -136,8 +159,16 @@ def _report(results: list[Optimized], as_json: bool) -> None:
                 "converged": found.converged,
                 "reason": found.reason,
             }
+            if committee:
+                record["energy_uncertainty"] = spread
+                record["forces_uncertainty"] = None if each is None else each.tolist()
             print(json.dumps(record))
             continue
+        shown = (
+            ("-", "-")
+            if spread is None or each is None
+            else (f"{spread:.6f}", f"{each.max(initial=0.0):.6f}")
+        )
         rows.append(
             (
                 str(k),
@@ -146,9 +177,10 @@ def _report(results: list[Optimized], as_json: bool) -> None:
                 str(state.multiplicity),
                 f"{found.energy:.6f}" if known else "-",
                 f"{found.fmax:.6f}" if known else "-",
+                *(shown if committee else ()),
                 str(found.steps),
                 "" if found.converged else "NOT CONVERGED",
             )
         )
-    if not as_json:
+    if not options.json:
         print_table(rows)

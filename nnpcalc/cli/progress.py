@@ -86,7 +86,8 @@ class Progress:
         """What is known at a frame, as JSON; lists have an entry per replica that still runs.
 
         Energies in eV, temperatures in K, time_fs in fs, time_left_s in s; drift is the mean change
-        of the conserved energy since the first frame of this process in meV per atom.
+        of the conserved energy since the first frame of this process in meV per atom. A committee
+        adds energy_uncertainty, eV, and max_uncertainty, the largest of a force, eV/Å.
         """
         step, state, now = frame.state.step, frame.state, time.monotonic()
         if self._begin is None:
@@ -107,6 +108,7 @@ class Progress:
             "kinetic_energy": frame.kinetic.tolist(),
             "temperature": frame.temperature.tolist(),
             "conserved_energy": [value if math.isfinite(value) else None for value in conserved],
+            **frame.uncertainties,
             "drift_meV_per_atom": mean_drift if math.isfinite(mean_drift) else None,
             "steps_per_second": rate,
             "ns_per_day": None if rate is None else ns_per_day(rate, self.timestep),

@@ -7,7 +7,7 @@ import errno
 from pathlib import Path
 from typing import Any
 
-from nnpcalc.cli.common import add_distances, read_file
+from nnpcalc.cli.common import add_distances
 
 
 def add_parser(commands: Any) -> None:
@@ -22,6 +22,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the page and print its name."""
+    from nnpcalc.cli.structures import read_file
     from nnpcalc.report import write_report
 
     source = Path(options.file)

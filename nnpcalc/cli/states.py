@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nnpcalc.cli.common import (
     add_machine,
     add_model,
     add_structures,
+    model_options,
     print_table,
     read_structures,
     signed,
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
 EPILOG = """\
 Without --charges: vertical ionisation energy, electron affinity and singlet-triplet gap, as far as
 the model's card covers the states. With it, all states of these charges and multiplicities.
+Exit status 1: one of several structures could not be computed; the others are.
 
 examples:
-  nnpcalc states relaxed.xyz --model tensornet-spice
+  nnpcalc states relaxed.xyz --model tensornet-spin-xtb
   nnpcalc states relaxed.xyz --model tensornet-spice --charges -2 0 2 --multiplicities 1
 """
 
@@ -65,66 +67,84 @@ def run(options: argparse.Namespace) -> int:
     if options.multiplicities and not options.charges:
         raise ValueError("--multiplicities needs --charges")
     structures = read_structures(options)
-    calculator = NNPCalculator(
-        options.model, device=options.device, dtype=options.dtype, backend=options.backend
-    )
+    calculator = NNPCalculator(options.model, **model_options(options))
+    status = 0
     for k, atoms in enumerate(structures):
-        if options.charges:
-            energies, own = _listed(atoms, calculator, options), None
-            differences: dict[str, float | None] = {}
-            missing: dict[str, str] = {}
-        else:
-            energies, own, differences, missing = _vertical(atoms, calculator)
+        record = {"structure": k, "formula": atoms.get_chemical_formula()}
+        try:
+            found = _found(atoms, calculator, options)
+        except ValueError as error:
+            if len(structures) == 1:
+                raise
+            status, reason = 1, " ".join(str(error).split())
+            if options.json:
+                print(json.dumps({**record, "states": [], "error": reason}))
+            else:
+                print(f"structure {k}: {record['formula']}\nnot computed: {reason}\n")
+            continue
         if options.json:
             states = [
                 {"charge": s.charge, "multiplicity": s.multiplicity, "energy": energy}
-                for s, energy in energies.items()
+                for s, energy in found.energies.items()
             ]
-            record = {"structure": k, "formula": atoms.get_chemical_formula(), "states": states}
-            print(json.dumps({**record, **differences, **({"missing": missing} if own else {})}))
-            continue
-        print(f"structure {k}: {atoms.get_chemical_formula()}")
-        zero = min(energies.values()) if own is None else energies[own]
-        rows = [("charge", "mult.", "energy/eV", "relative/eV")]
-        for s, energy in energies.items():
-            cells = signed(s.charge), str(s.multiplicity), f"{energy:.6f}", f"{energy - zero:.6f}"
-            rows.append(cells)
-        print_table(rows)
-        for name, value in differences.items():
-            shown = f"not available: {missing[name]}" if value is None else f"{value:.4f} eV"
-            print(f"{NAMES[name]:<20} {shown}")
-        print()
-    return 0
+            missing = {"missing": found.missing} if found.own else {}
+            print(json.dumps({**record, "states": states, **found.differences, **missing}))
+        else:
+            print(f"structure {k}: {record['formula']}")
+            _print(found)
+    return status
+
+
+class _Found(NamedTuple):
+    """Energies of states, and if none were asked for, the own one's, differences, and reasons."""
+
+    energies: dict[State, float]
+    own: State | None
+    differences: dict[str, float | None]
+    missing: dict[str, str]
+
+
+def _print(found: _Found) -> None:
+    energies = found.energies
+    zero = min(energies.values()) if found.own is None else energies[found.own]
+    rows = [("charge", "mult.", "energy/eV", "relative/eV")]
+    for s, energy in energies.items():
+        cells = signed(s.charge), str(s.multiplicity), f"{energy:.6f}", f"{energy - zero:.6f}"
+        rows.append(cells)
+    print_table(rows)
+    for name, value in found.differences.items():
+        shown = f"not available: {found.missing[name]}" if value is None else f"{value:.4f} eV"
+        print(f"{NAMES[name]:<20} {shown}")
+    print()
+
+
+def _found(atoms: Atoms, calculator: NNPCalculator, options: argparse.Namespace) -> _Found:
+    """What is asked for of one structure."""
+    from nnpcalc.states import vertical_energies
+
+    if options.charges:
+        return _Found(_listed(atoms, calculator, options), None, {}, {})
+    found = vertical_energies(atoms, calculator)
+    differences = {name: getattr(found, name) for name in NAMES}
+    return _Found(dict(found.energies), found.state, differences, dict(found.missing))
 
 
 def _listed(
     atoms: Atoms, calculator: NNPCalculator, options: argparse.Namespace
 ) -> dict[State, float]:
     """Energies of the states that the options ask for and that the molecule can have."""
-    from nnpcalc.state import StateError, resolve_state
-    from nnpcalc.states import state_energies
+    from nnpcalc.state import StateError
+    from nnpcalc.states import as_state, state_energies
 
     states: list[Any] = list(options.charges)
     if options.multiplicities:
-        states, bare = [], atoms.copy()
-        bare.info = {}
+        states = []
         for charge in options.charges:
             for multiplicity in options.multiplicities:
                 try:
-                    states.append(resolve_state(bare, charge, multiplicity))
+                    states.append(as_state(atoms, (charge, multiplicity)))
                 except StateError as error:
                     impossible = error
         if not states:
-            raise impossible
+            raise StateError(f"none of the states asked for is possible: {impossible}")
     return {result.state: result.energy for result in state_energies(atoms, calculator, states)}
-
-
-def _vertical(
-    atoms: Atoms, calculator: NNPCalculator
-) -> tuple[dict[State, float], State, dict[str, float | None], dict[str, str]]:
-    """Energies, the structure's own state, differences, and why some of them are missing."""
-    from nnpcalc.states import vertical_energies
-
-    found = vertical_energies(atoms, calculator)
-    differences = {name: getattr(found, name) for name in NAMES}
-    return dict(found.energies), found.state, differences, dict(found.missing)

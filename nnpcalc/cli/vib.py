@@ -12,6 +12,7 @@ from nnpcalc.cli.common import (
     add_machine,
     add_model,
     add_structures,
+    model_options,
     print_table,
     read_structures,
     signed,
@@ -62,9 +63,7 @@ def run(options: argparse.Namespace) -> int:
     from nnpcalc.optimizer import optimize
 
     structures = read_structures(options)
-    calculator = NNPCalculator(
-        options.model, device=options.device, dtype=options.dtype, backend=options.backend
-    )
+    calculator = NNPCalculator(options.model, **model_options(options))
     status = 0
     if options.opt:
         results = optimize(structures, calculator, fmax=1e-3, steps=1000)

@@ -40,12 +40,14 @@ class Forces(NamedTuple):
         forces: [N, 3], eV/Å.
         stress: (dE/d strain) / volume [B, 3, 3], eV/Å^3, or None if not asked for.
         uncertainty: of the forces, the largest of each system [B], eV/Å, or None if unknown.
+        energy_uncertainty: [B], eV, or None if unknown.
     """
 
     energy: Tensor
     forces: Tensor
     stress: Tensor | None = None
     uncertainty: Tensor | None = None
+    energy_uncertainty: Tensor | None = None
 
 
 class ForceField(Protocol):
@@ -106,6 +108,12 @@ class ModelForceField:
         self._block = 1
         if block is not None and on_cpu and reproducible and not _any_batch(self.engine.program):
             self._block = block
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what the next call makes anew, for copies and pickles."""
+        used = self._neighbors
+        fresh = VerletList(used.cutoff, skin=used.skin, backend=used.backend)
+        return {**self.__dict__, "_neighbors": fresh, "_frame": None}
 
     @property
     def description(self) -> str:
@@ -168,7 +176,8 @@ class ModelForceField:
         spread = output.get("forces_uncertainty")
         if spread is not None:  # a committee's
             spread = torch.segment_reduce(spread[:n], "max", lengths=atoms.counts, unsafe=True)
-        return Forces(energy, forces, strain, spread)
+        own = output.get("energy_uncertainty")
+        return Forces(energy, forces, strain, spread, None if own is None else own[:b])
 
     def compiled_field(self, atoms: AtomsBatch) -> Field | None:
         """What `nnpcalc.md.compiled` needs for a batch; None where it takes Python.
@@ -216,7 +225,7 @@ class ModelForceField:
             outputs.append(self.engine.run(part, listed, forces=True, stress=stress))
         return {
             key: torch.cat([output[key] for output in outputs])
-            for key in ("energy", "forces", "stress", "forces_uncertainty")
+            for key in ("energy", "forces", "stress", "forces_uncertainty", "energy_uncertainty")
             if key in outputs[0]
         }
 
@@ -345,16 +354,18 @@ class Ensemble:
         return " + ".join(describe(member) for member in self.members)
 
     def __call__(self, atoms: AtomsBatch, *, stress: bool = False) -> Forces:
-        """Means, and the largest standard deviation of a force [B] in eV/Å."""
+        """Means; the largest standard deviation of a force [B], eV/Å, and that of the energy."""
         results = [member(atoms, stress=stress) for member in self.members]
+        energies = torch.stack([result.energy for result in results])
         forces = torch.stack([result.forces for result in results])
         stresses = [result.stress for result in results if result.stress is not None]
         spread = torch.sqrt(forces.var(0).sum(1))
         return Forces(
-            energy=torch.stack([result.energy for result in results]).mean(0),
+            energy=energies.mean(0),
             forces=forces.mean(0),
             stress=torch.stack(stresses).mean(0) if stress else None,
             uncertainty=torch.segment_reduce(spread, "max", lengths=atoms.counts, unsafe=True),
+            energy_uncertainty=energies.std(0),
         )
 
 

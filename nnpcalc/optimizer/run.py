@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import torch
@@ -15,7 +16,15 @@ from torch import Tensor
 from nnpcalc.backends import Engine
 from nnpcalc.batch import AtomsBatch
 from nnpcalc.calculator import NNPCalculator
-from nnpcalc.evaluation import estimate_pairs, pair_budget
+from nnpcalc.committee import Committee
+from nnpcalc.evaluation import (
+    ExtrapolationWarning,
+    FloatArray,
+    checked_batch,
+    estimate_pairs,
+    evaluate_in_chunks,
+    pair_budget,
+)
 from nnpcalc.md.forcefield import ForceField, as_force_field
 from nnpcalc.optimizer.constraints import mobile_coordinates
 from nnpcalc.optimizer.fire import FIRE
@@ -46,6 +55,8 @@ class Optimized:
         fmax: the largest force on an atom, without those on coordinates held fixed, eV/Å.
         steps: geometries tried after the first one, as in ASE.
         reason: why it did not converge; empty if it did.
+        energy_uncertainty: of a committee, eV; None of one model, or without an energy.
+        forces_uncertainty: of each atom [n], eV/Å, or None.
     """
 
     atoms: Atoms
@@ -54,6 +65,8 @@ class Optimized:
     fmax: float
     steps: int
     reason: str
+    energy_uncertainty: float | None = None
+    forces_uncertainty: FloatArray | None = None
 
 
 @overload
@@ -121,7 +134,31 @@ def optimize(
     field = as_force_field(model, **options)
     run = _Run(listed, field, method, fmax, steps, observe, max_pairs)
     results = run.results()
+    engine = getattr(field, "engine", None)
+    if engine is not None and isinstance(engine.potential, Committee):
+        results = _with_uncertainty(results, field, engine)
     return results[0] if isinstance(structures, Atoms) else results
+
+
+def _with_uncertainty(results: list[Optimized], field: Any, engine: Engine) -> list[Optimized]:
+    """The results with what the members of a committee disagree about at the end."""
+    places = [k for k, found in enumerate(results) if found.atoms.calc is not None]
+    structures = [results[k].atoms for k in places]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExtrapolationWarning)  # it was said at the start
+        batch, states = checked_batch(
+            engine, structures, device=torch.device("cpu"), charge=field.charge,
+            multiplicity=field.multiplicity, on_extrapolation="warn",
+        )  # fmt: skip
+    ends = evaluate_in_chunks(engine, batch, structures, states, None, forces=True, stress=False)
+    results = list(results)
+    for k, end in zip(places, ends, strict=True):
+        results[k] = replace(
+            results[k],
+            energy_uncertainty=end.energy_uncertainty,
+            forces_uncertainty=end.forces_uncertainty,
+        )
+    return results
 
 
 class _Run:

@@ -90,12 +90,13 @@ class Collected:
         names = dict.fromkeys(name for replica in self.replicas for name in replica.values)
         panels = []
         for name in names:
-            lines = [replica.line(name, name.endswith("energy")) for replica in self.replicas]
+            relative = name in ("potential energy", "conserved energy")
+            lines = [replica.line(name, relative) for replica in self.replicas]
             known = [line for line in lines if line is not None]
             if name == "volume" and all(min(ys) == max(ys) for _, _, ys in known):
                 continue  # a fixed cell is no news
             if known:
-                title = f"{name}, change since the first frame" if name.endswith("energy") else name
+                title = f"{name}, change since the first frame" if relative else name
                 panels.append((title, _UNITS.get(name, "Å"), known))
         return panels
 
@@ -110,6 +111,7 @@ class Collected:
 
 
 _UNITS = {
+    "uncertainty of the energy": "eV",
     "potential energy": "eV",
     "conserved energy": "eV",
     "temperature": "K",
@@ -150,6 +152,8 @@ def _numbers(atoms: Atoms, distances: Sequence[tuple[int, int]]) -> dict[str, fl
         numbers["potential energy"] = float(known["energy"])
     if "conserved_energy" in atoms.info:
         numbers["conserved energy"] = float(atoms.info["conserved_energy"])
+    if "energy_uncertainty" in atoms.info:
+        numbers["uncertainty of the energy"] = float(atoms.info["energy_uncertainty"])
     if "temperature" in atoms.info:
         numbers["temperature"] = float(atoms.info["temperature"])
     elif "forces" in known and len(atoms):

@@ -23,6 +23,7 @@ import numpy as np
 
 from nnpcalc.state import resolve_state
 from nnpcalc.train.data import UNDECIDED, Part
+from nnpcalc.train.read_xyz import another_key
 from nnpcalc.units import BOHR, HARTREE, KCAL_PER_MOL, KJ_PER_MOL, NM
 
 LENGTHS = {"bohr": BOHR, "nanometer": NM, "nm": NM, "angstrom": 1.0, "ang": 1.0, "å": 1.0}
@@ -157,7 +158,7 @@ def _find(group: Any, kind: str, chosen: dict[str, str], where: str) -> Any:
         if not names:
             raise ValueError(
                 f"{where} has none of the datasets {', '.join(NAMES[kind])}; name one of its "
-                f"{', '.join(sorted(group))} with [data.labels] {kind} = NAME"
+                f"{', '.join(sorted(group))} with {another_key(kind)}"
             )
         chosen[kind] = names[0]
     if chosen[kind] not in group:

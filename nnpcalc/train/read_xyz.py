@@ -79,6 +79,11 @@ def read_xyz(path: str | Path, labels: Mapping[str, str]) -> Part:
     }
 
 
+def another_key(kind: str) -> str:
+    """How a label gets another name: in the configuration of a training, on the command line."""
+    return f"[data.labels] {kind} = NAME, or nnpcalc evaluate --label {kind}=NAME"
+
+
 def _frames(path: str | Path) -> Iterator[Any]:
     from ase.io import iread
 
@@ -111,13 +116,14 @@ def _label(
         if optional and kind not in labels:
             return None
         raise ValueError(
-            f"{where} has no {kind}: looked for {', '.join(names)}; [data.labels] names another key"
+            f"{where} has no {kind}: looked for {', '.join(names)}; another key is named by "
+            f"{another_key(kind)}"
         )
     (first, value), *others = found.items()
     for place, other in others:
         if not np.array_equal(value, other):
             raise ValueError(
-                f"{where}: {first} and {place} differ; choose one with [data.labels] {kind} = NAME"
+                f"{where}: {first} and {place} differ; choose one with {another_key(kind)}"
             )
     if value.shape != shape or value.dtype.kind not in "fiu":
         raise ValueError(f"{where}: {first} is a {value.dtype} {value.shape}, not floats {shape}")

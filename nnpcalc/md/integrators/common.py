@@ -67,8 +67,10 @@ def arrived(
         forces = forces * state.mobile
     if kick:
         momenta = kicked(momenta, forces, kick)
-    if found.uncertainty is not None:
-        fields["system_variables"] = {**state.system_variables, "uncertainty": found.uncertainty}
+    spreads = (("uncertainty", found.uncertainty), ("energy_uncertainty", found.energy_uncertainty))
+    known = {name: value for name, value in spreads if value is not None}
+    if known:
+        fields["system_variables"] = {**state.system_variables, **known}
     return changed(
         state,
         atoms=atoms,

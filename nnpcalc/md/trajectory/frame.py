@@ -50,6 +50,13 @@ class Frame:
             blank if conserved is None else conserved.cpu().numpy(),
         )
 
+    @property
+    def uncertainties(self) -> dict[str, list[float]]:
+        """Of a committee, per replica: of the energy, eV, and the largest of a force, eV/Å."""
+        names = (("energy_uncertainty", "energy_uncertainty"), ("uncertainty", "max_uncertainty"))
+        variables = self.state.system_variables
+        return {name: variables[key].tolist() for key, name in names if key in variables}
+
     def info(self, row: int) -> dict[str, Any]:
         """What is said of a replica in the `info` of its Atoms."""
         state = self.state
@@ -64,6 +71,7 @@ class Frame:
         }
         if np.isfinite(self.conserved[row]):
             known["conserved_energy"] = float(self.conserved[row])
+        known.update({name: values[row] for name, values in self.uncertainties.items()})
         return known
 
     def structures(self) -> Iterator[Atoms]:
