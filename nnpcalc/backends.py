@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,10 @@ from nnpcalc.weights import load_potential
 
 BACKENDS = ("auto", "eager", "fused", "torchscript")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    # a forked process has none of the threads of torch and numba, and would wait for them forever
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 class BackendError(ValueError):
@@ -67,11 +72,20 @@ class Engine:
         potential: the readable model, without gradients of parameters; makes the Hessian.
         program: a module with the signature of `Potential.forward`.
         backend: what the program is.
+
+    A pickle holds bytes and no tensor: what multiprocessing pickles has all tensors in sight moved
+    to shared memory, which would leave sender and receivers with one set of parameters.
     """
 
     potential: Potential | Committee
     program: nn.Module
     backend: Backend
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (pickle.dumps((self.potential, self.program, self.backend)),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        return Engine(*copy.deepcopy((self.potential, self.program, self.backend), memo))
 
     @cached_property
     def card(self) -> dict[str, Any]:
@@ -126,6 +140,11 @@ class Engine:
             *inputs(batch, neighbors), compute_forces=forces, compute_stress=stress
         )
         return output
+
+
+def _unpickled(data: bytes) -> Engine:
+    with torch.inference_mode(False):  # tables are made with derivatives
+        return Engine(*pickle.loads(data))
 
 
 def prepare(

@@ -157,6 +157,10 @@ class NNPCalculator(Calculator):
         b = self.backend
         return f"NNPCalculator({self._engine.name!r}, {b.name}, {b.device}, {b.dtype})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what the next call makes anew, for copies and pickles."""
+        return {**self.__dict__, "_frame": None}
+
     @property
     def backend(self) -> Backend:
         """What computes, and why."""

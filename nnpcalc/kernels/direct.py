@@ -113,6 +113,9 @@ class DirectPotential(Potential):
         """Whether core and terms are such that it can be built of them."""
         return simple(terms) and isinstance(core, TensorNetInference)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_fixed": None}
+
     def forward(
         self,
         numbers: Tensor,

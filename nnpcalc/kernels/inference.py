@@ -121,11 +121,15 @@ class TensorNetInference(nn.Module):
     There is no second derivative (an error says so) and none by the parameters: `FusedTensorNet`
     has both. The full pair list must be sorted by receiver.
 
+    Copies and pickles hold the network and are built anew: the loops' arrays are larger, and laid
+    out for the processor at hand.
+
     Args:
         core: the network; changes to its parameters after this are not seen.
         n_knots: size of the radial tables; None takes as many as `inference_tables` finds enough.
 
     Attributes:
+        n_knots: size of the tables.
         brings_spare_atoms: a caller need not add any, see `nnpcalc.kernels.invariance`.
     """
 
@@ -140,9 +144,13 @@ class TensorNetInference(nn.Module):
         embedding, weight = core.embedding, core.linear.weight
         self.dtype, self.channels = weight.dtype, weight.shape[0]
         tables = inference_tables((embedding, *core.layers), self.cutoff, weight.dtype, n_knots)
+        self.n_knots = tables[0].shape[0] // 2
         self.at_zero = embedding.radial_functions(weight.new_zeros(1))[:, 0].detach()
         self.parameters_of_loops = _parameters(core, tables)
         self.pool: Pool[Memory] = Pool()
+
+    def __reduce__(self) -> tuple[type[TensorNetInference], tuple[TensorNet, int]]:
+        return TensorNetInference, (self.core, self.n_knots)
 
     def forward(
         self,

@@ -43,7 +43,8 @@ class Perceptron(NamedTuple):
         """Copies of the parameters of torch's modules."""
 
         def array(parameter: Any) -> np.ndarray:
-            return np.ascontiguousarray(parameter.detach().numpy())
+            # not a view: share_memory, say, frees the memory that a parameter had
+            return parameter.detach().numpy().copy()
 
         weights = [array(layer.weight) for layer in (first, second)]
         widest = max(size for weight in weights for size in weight.shape)

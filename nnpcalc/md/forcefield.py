@@ -111,9 +111,7 @@ class ModelForceField:
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what the next call makes anew, for copies and pickles."""
-        used = self._neighbors
-        fresh = VerletList(used.cutoff, skin=used.skin, backend=used.backend)
-        return {**self.__dict__, "_neighbors": fresh, "_frame": None}
+        return {**self.__dict__, "_frame": None}
 
     @property
     def description(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -194,6 +194,10 @@ class VerletList:
         self.n_systems_searched = 0
         self._built: _Built | None = None
         self._settings: tuple[float, float, str] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the list, which the next call makes anew: views of memory that may be moved."""
+        return {**self.__dict__, "_built": None}
 
     def reset(self) -> None:
         """Forget the list: the next update searches."""
