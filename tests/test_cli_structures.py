@@ -18,7 +18,7 @@ from ase.io import read, write
 
 from nnpcalc.cli import main
 from nnpcalc.cli.common import add_structures, read_structures
-from nnpcalc.molfile import read_molfile, split_sdf
+from nnpcalc.cli.molfile import read_molfile, split_sdf
 
 #: The charge is even: the parity of the electrons does not tell when it is lost.
 OXIDE = """oxide

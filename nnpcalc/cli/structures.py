@@ -3,7 +3,7 @@
 ASE reads most formats, and drops what some of them say about the charge, or all molecules but the
 first. Read here, so that nothing is lost:
 
-- SDF and molfiles: every record; formal charges and radicals (`nnpcalc.molfile`);
+- SDF and molfiles: every record; formal charges and radicals (`nnpcalc.cli.molfile`);
 - Gaussian input: every job with a molecule; its line of charge and multiplicity;
 - XYZ: ``charge=`` and ``spin=`` of extended XYZ, or a comment line of exactly two integers, charge
   and multiplicity; empty lines between frames are no end;
@@ -29,7 +29,7 @@ from ase import Atoms
 from ase.io.extxyz import key_val_str_to_dict
 from ase.io.formats import filetype, ioformats, open_with_compression, string2index
 
-from nnpcalc.molfile import read_molfile, split_sdf
+from nnpcalc.cli.molfile import read_molfile, split_sdf
 from nnpcalc.state import CHARGE_KEYS, MULTIPLICITY_KEYS, as_integer
 
 #: Keys that say something about the state and are not read, without case, spaces, - and _.
