@@ -49,6 +49,7 @@ def changed(array: np.ndarray, value: Any, dtype: Any = None) -> np.ndarray:
     [
         ("forces", lambda a: np.concatenate([a, a]), r"forces is of shape \[834, 3\], not \[417, "),
         ("forces", lambda a: a.ravel(), r"forces is of shape \[1251\], not \[417, 3\]: n_atoms co"),
+        ("charges", lambda a: a[:-1], r"tiny.npz: charges is of shape \[416\], not \[417\]"),
         ("energy", lambda a: a[:-1], r"energy is of shape \[119\], not \[120\]"),
         ("energy", lambda a: a[:, None], r"energy is of shape \[120, 1\], not \[120\]"),
         ("energy", lambda a: a.astype(str), r"energy holds <U\d+, not numbers"),

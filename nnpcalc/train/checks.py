@@ -10,12 +10,15 @@ from nnpcalc.state import element_symbol
 
 PER_CONFORMER = ("n_atoms", "charge", "energy", "molecule", "source", "multiplicity", "split")
 #: What comes after the first axis of the arrays over all atoms.
-PER_ATOM: dict[str, tuple[int, ...]] = {
+SHAPES_PER_ATOM: dict[str, tuple[int, ...]] = {
     "numbers": (), "positions": (3,), "forces": (3,), "partial_charges": (), "given_charges": (),
 }  # fmt: skip
 NAMES_OR_NUMBERS = ("molecule", "source")
 WHOLE = ("n_atoms", "numbers", "charge", "multiplicity", "split")
-MAY_BE_NAN = ("partial_charges", "given_charges")
+#: What a file may leave out; NaN then.
+OPTIONAL = ("partial_charges", "given_charges")
+#: Arrays that have another name in a file.
+IN_FILES = {"partial_charges": "charges"}
 
 
 def check_arrays(part: dict[str, np.ndarray], path: str | Path) -> None:
@@ -31,18 +34,19 @@ def check_arrays(part: dict[str, np.ndarray], path: str | Path) -> None:
     """
     m, a = part["n_atoms"].size, part["numbers"].size
     expected: dict[str, tuple[int, ...]] = {name: (m,) for name in PER_CONFORMER}
-    expected |= {name: (a, *rest) for name, rest in PER_ATOM.items()}
+    expected |= {name: (a, *rest) for name, rest in SHAPES_PER_ATOM.items()}
     if "soft_modes" in part:
         modes = part["soft_modes"].shape
         expected["soft_modes"] = (a, modes[1] if len(modes) == 3 else 0, 3)
+    expected = {name: shape for name, shape in expected.items() if name in part}
     for name, shape in expected.items():
-        if name in part and part[name].shape != shape:
+        if part[name].shape != shape:
             wanted = f"[{a}, K, 3]" if name == "soft_modes" else list(shape)
             raise ValueError(
-                f"{path}: {name} is of shape {list(part[name].shape)}, not {wanted}: n_atoms "
-                f"counts {m} conformers, numbers {a} atoms"
+                f"{path}: {IN_FILES.get(name, name)} is of shape {list(part[name].shape)}, not "
+                f"{wanted}: n_atoms counts {m} conformers, numbers {a} atoms"
             )
-    for name in expected.keys() & part.keys():
+    for name in expected:
         _check_values(name, part[name], path)
     few = np.flatnonzero(part["n_atoms"] < 1)
     if few.size:
@@ -59,10 +63,11 @@ def check_arrays(part: dict[str, np.ndarray], path: str | Path) -> None:
 def _check_values(name: str, values: np.ndarray, path: str | Path) -> None:
     if name in NAMES_OR_NUMBERS and values.dtype.kind == "U":
         return
+    shown = IN_FILES.get(name, name)
     if values.dtype.kind not in "fiu":
-        raise ValueError(f"{path}: {name} holds {values.dtype}, not numbers")
-    if name not in MAY_BE_NAN and not np.isfinite(values).all():
-        raise ValueError(f"{path}: {name} holds values that are not finite")
+        raise ValueError(f"{path}: {shown} holds {values.dtype}, not numbers")
+    if name not in OPTIONAL and not np.isfinite(values).all():
+        raise ValueError(f"{path}: {shown} holds values that are not finite")
     if name in WHOLE + NAMES_OR_NUMBERS and (values != np.round(values)).any():
         first = int(np.flatnonzero(values != np.round(values))[0])
         raise ValueError(f"{path}: {name}[{first}] is {values[first]}, not a whole number")

@@ -14,24 +14,26 @@ from torch import Tensor
 
 from nnpcalc.batch import AtomsBatch
 from nnpcalc.neighbors import neighbor_list
-from nnpcalc.train.checks import check_arrays, check_multiplicity, electrons
+from nnpcalc.train.checks import (
+    IN_FILES,
+    OPTIONAL,
+    SHAPES_PER_ATOM,
+    check_arrays,
+    check_multiplicity,
+    electrons,
+)
 
 #: What a reader returns: the fields of a `Dataset`, and "split" [M]: 0 for training, 1 for
 #: validation, above 1 for neither, -1 where the file does not say.
 Part = dict[str, np.ndarray]
 UNDECIDED = -1
-PER_ATOM = ("numbers", "positions", "forces", "partial_charges", "given_charges", "soft_modes")
+PER_ATOM = (*SHAPES_PER_ATOM, "soft_modes")
 TYPES = {"numbers": np.uint8, "positions": np.float32, "forces": np.float32, "energy": np.float64,
          "partial_charges": np.float32, "given_charges": np.float32,
          "soft_modes": np.float16}  # fmt: skip
-#: What a file may leave out; NaN then.
-OPTIONAL = ("partial_charges", "given_charges")
-#: What an npz file must hold, and what it may hold, by the name that it has here.
+#: What an npz file must hold, and what it may hold.
 NEEDED = ("n_atoms", "charge", "energy", "molecule", "source", "numbers", "positions", "forces")
-FURTHER = {
-    "multiplicity": "multiplicity", "split": "split", "charges": "partial_charges",
-    "given_charges": "given_charges", "soft_modes": "soft_modes",
-}  # fmt: skip
+FURTHER = ("multiplicity", "split", "charges", "given_charges", "soft_modes")
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,8 @@ def read_npz(path: str | Path) -> Part:
     missing = [name for name in NEEDED if name not in arrays]
     if missing:
         raise ValueError(f"{path} lacks the arrays {', '.join(missing)}")
-    part = {FURTHER.get(name, name): array for name, array in arrays.items()}
+    ours = {theirs: name for name, theirs in IN_FILES.items()}
+    part = {ours.get(name, name): array for name, array in arrays.items()}
     for name in ("molecule", "source"):
         if part[name].dtype.kind == "S":
             part[name] = np.char.decode(part[name])

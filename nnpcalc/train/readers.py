@@ -123,11 +123,11 @@ def follow(groups: np.ndarray, split: np.ndarray) -> np.ndarray:
         split: as `nnpcalc.train.data.Part` counts it [M].
     """
     decided = split != UNDECIDED
+    if not decided.any():
+        return split
     order = np.argsort(split[decided], kind="stable")
     names, first = np.unique(groups[decided][order], return_index=True)
-    place = np.searchsorted(names, groups).clip(max=max(0, names.size - 1))
-    if not names.size:
-        return split
+    place = np.searchsorted(names, groups).clip(max=names.size - 1)
     known = ~decided & (names[place] == groups)
     return np.where(known, split[decided][order][first[place]], split)
 
